@@ -1,0 +1,1 @@
+"""Text in, batches out: documents, tokenizer, shards, lanes, rows, masking, batches."""

@@ -1,0 +1,236 @@
+"""Rows in, tensors out: collation, the loader of a training run, and the fixed batches of evaluation.
+
+Every training batch carries the cursors of the lanes it used. The trainer commits them when the optimizer
+step is complete, so prefetching and gradient accumulation can never lose or repeat a row.
+"""
+
+# B rows, L slots of a row, M masked slots of the batch, P sequence pairs of the batch
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from data.hashing import stable_hash64
+from data.lanes import Cursor, DataConfig, Lanes, StreamState, check_division, rows_of_step
+from data.masking import Vocabulary
+from data.pairs import UNLABELLED
+from data.rows import Row, make_row, plan_rows
+from data.shards import Dataset
+
+
+class Batch(NamedTuple):
+    """One micro-batch. The first eight fields are the model's inputs."""
+
+    input_ids: torch.Tensor  # int64 [B, L]
+    token_type_ids: torch.Tensor  # int64 [B, L]
+    position_ids: torch.Tensor  # int64 [B, L], from 0 in every sequence
+    sequence_ids: torch.Tensor  # int32 [B, L]: 0, 1, ... along the row, -1 at padding
+    masked_index: torch.Tensor  # int64 [M], into the B * L slots
+    masked_labels: torch.Tensor  # int64 [M]
+    cls_index: torch.Tensor  # int64 [P], into the B * L slots: [CLS] of each labelled pair
+    nsp_labels: torch.Tensor  # int64 [P]: 0 is next, 1 random
+    num_tokens: int  # filled slots
+    sum_squared_lengths: int  # over sequences, for counting attention FLOPs
+    rows_digest: int  # int64: sum of the rows' digests, modulo 2^64
+
+    def model_inputs(self, device: torch.device) -> dict[str, torch.Tensor]:
+        """The model's keyword arguments, on `device`."""
+        return {
+            name: value.to(device, non_blocking=True)
+            for name, value in zip(self._fields, self, strict=True)
+            if isinstance(value, torch.Tensor)
+        }
+
+
+@dataclass(frozen=True)
+class StreamItem:
+    """What the loader yields: a micro-batch, its first row, and where its lanes stand after it."""
+
+    batch: Batch
+    first_row: int
+    cursors: dict[int, Cursor]
+
+
+def collate(rows: list[Row], numbers: list[int], sequence_length: int, pad_id: int) -> Batch:
+    """Pad rows to `sequence_length` and lay them side by side. numbers: each row's place in the run."""
+    shape = (len(rows), sequence_length)
+    input_ids = np.full(shape, pad_id, dtype=np.int64)
+    token_types, positions = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+    sequences = np.full(shape, -1, dtype=np.int32)
+    masked, labels, cls, nsp = [], [], [], []
+    digest = 0
+    for i, (row, number) in enumerate(zip(rows, numbers, strict=True)):
+        n, lengths = len(row.input_ids), row.sequence_lengths
+        starts = np.cumsum(lengths) - lengths
+        input_ids[i, :n] = row.input_ids
+        token_types[i, :n] = row.token_type_ids
+        positions[i, :n] = np.arange(n) - np.repeat(starts, lengths)
+        sequences[i, :n] = np.repeat(np.arange(len(lengths)), lengths)
+        masked.append(row.masked_positions + i * sequence_length)
+        labels.append(row.masked_labels)
+        labelled = row.nsp_labels != UNLABELLED
+        cls.append(starts[labelled] + i * sequence_length)
+        nsp.append(row.nsp_labels[labelled])
+        digest += row.digest(number)
+    return Batch(
+        *(torch.from_numpy(a) for a in (input_ids, token_types, positions, sequences)),
+        *(torch.from_numpy(np.concatenate(a).astype(np.int64)) for a in (masked, labels, cls, nsp)),
+        num_tokens=sum(len(row.input_ids) for row in rows),
+        sum_squared_lengths=sum(int((row.sequence_lengths**2).sum()) for row in rows),
+        rows_digest=wrap_int64(digest),
+    )
+
+
+def wrap_int64(value: int) -> int:
+    """`value` modulo 2^64, as a signed 64-bit integer."""
+    return (value + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Which part of the run's rows a process reads, and how many at a time."""
+
+    rank: int
+    world_size: int
+    micro_batch_size: int
+    global_batch_size: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        slots = self.micro_batch_size * self.world_size
+        if self.global_batch_size % slots:
+            raise ValueError(
+                f"global_batch_size {self.global_batch_size} is not a multiple of micro_batch_size "
+                f"{self.micro_batch_size} x {self.world_size} ranks = {slots}"
+            )
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches of one rank in an optimizer step."""
+        return self.global_batch_size // (self.micro_batch_size * self.world_size)
+
+
+class MicroBatches(IterableDataset[StreamItem]):
+    """The endless micro-batches of one rank, starting at a stream state (a step boundary).
+
+    With loader workers, worker w of W makes micro-batches w, w + W, ...: the DataLoader puts them back in
+    order, so the number of workers changes nothing but speed.
+    """
+
+    def __init__(self, config: DataConfig, reader: Reader, state: StreamState) -> None:
+        check_division(
+            world_size=reader.world_size,
+            global_batch_size=reader.global_batch_size,
+            num_lanes=config.num_lanes,
+        )
+        if state.row % reader.global_batch_size:
+            raise ValueError(
+                f"the saved stream stands at row {state.row}, no multiple of global_batch_size "
+                f"{reader.global_batch_size}"
+            )
+        self.config, self.reader, self.state = config, reader, state
+
+    def __iter__(self) -> Iterator[StreamItem]:
+        worker = get_worker_info()
+        index, num_workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        dataset = Dataset.open(self.config.path)
+        lanes = Lanes(dataset, self.config, self.reader.seed, self.state)
+        step, number = self.state.row // self.reader.global_batch_size, 0
+        while True:
+            for rows in self._micro_batches_of(step):
+                if number % num_workers == index:
+                    yield self._make(lanes, rows)
+                number += 1
+            step += 1
+
+    def _micro_batches_of(self, step: int) -> np.ndarray:
+        """int64 [accumulation, micro batch]: this rank's row numbers."""
+        rows = rows_of_step(
+            step,
+            rank=self.reader.rank,
+            world_size=self.reader.world_size,
+            global_batch_size=self.reader.global_batch_size,
+            num_lanes=self.config.num_lanes,
+        )
+        return rows.reshape(self.reader.accumulation, self.reader.micro_batch_size)
+
+    def _make(self, lanes: Lanes, numbers: np.ndarray) -> StreamItem:
+        rows = [lanes.row(number) for number in numbers.tolist()]
+        batch = collate(rows, numbers.tolist(), self.config.sequence_length, lanes.vocabulary.pad_id)
+        touched = {number % self.config.num_lanes for number in numbers.tolist()}
+        return StreamItem(batch, int(numbers[0]), {lane: lanes.cursor(lane) for lane in touched})
+
+
+def build_loader(config: DataConfig, reader: Reader, state: StreamState) -> Iterator[StreamItem]:
+    """An endless iterator of StreamItems for one rank, starting at `state`."""
+    micro_batches = MicroBatches(config, reader, state)
+    if config.num_workers == 0:
+        return iter(micro_batches)
+    loader = DataLoader(
+        micro_batches,
+        batch_size=None,
+        num_workers=config.num_workers,
+        prefetch_factor=2,
+        multiprocessing_context="forkserver",
+        pin_memory=False,
+    )
+    return iter(loader)
+
+
+def commit(state: StreamState, row: int, cursors: dict[int, Cursor]) -> StreamState:
+    """The state after a completed step: now at `row`, with the lanes that moved."""
+    moved = list(state.cursors)
+    for lane, cursor in cursors.items():
+        moved[lane] = cursor
+    return replace(state, row=row, cursors=tuple(moved))
+
+
+def evaluation_batches(
+    dataset: Dataset, config: DataConfig, reader: Reader, num_rows: int
+) -> Iterator[tuple[Batch, bool]]:
+    """This rank's share of the first `num_rows` held-out rows, the same at every evaluation.
+
+    Held-out rows are dealt from all held-out blocks in turn, so every source is there. All ranks yield
+    equally often (ZeRO-3's forward is collective): a rank whose share is used up yields the first rows
+    once more, with False, which says that they do not count.
+    """
+    rows = heldout_rows(dataset, config, reader.seed, num_rows)
+    size = reader.micro_batch_size
+    pad_id = dataset.special_ids["[PAD]"]
+    num_batches = -(-len(rows) // size)
+    for round_number in range(-(-num_batches // reader.world_size)):
+        start = (round_number * reader.world_size + reader.rank) * size
+        counts = start < len(rows)
+        start = start if counts else 0
+        part = rows[start : start + size]
+        numbers = list(range(start, start + len(part)))
+        yield collate(part, numbers, config.sequence_length, pad_id), counts
+
+
+def heldout_rows(dataset: Dataset, config: DataConfig, seed: int, num_rows: int) -> list[Row]:
+    """The first `num_rows` rows of the held-out split, one block after the other in turn."""
+    vocabulary = Vocabulary.of(dataset.special_ids, dataset.vocab_size)
+    queues: list[Iterator[Row]] = []
+
+    def rows_of(index: int) -> Iterator[Row]:
+        key = stable_hash64(seed, "heldout", index)
+        block = dataset.read_block(index)
+        plan = plan_rows(block, config.sequence_length, config.packing, key)
+        for number in range(plan.num_rows):
+            yield make_row(block, plan, number, vocabulary, config.masked_fraction, key)
+
+    queues = [rows_of(int(index)) for index in dataset.block_indices("heldout")]
+    rows: list[Row] = []
+    while queues and len(rows) < num_rows:
+        still_open = []
+        for queue in queues:
+            row = next(queue, None)
+            if row is not None and len(rows) < num_rows:
+                rows.append(row)
+                still_open.append(queue)
+        queues = still_open
+    return rows

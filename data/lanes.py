@@ -1,0 +1,244 @@
+"""A dataset and a few integers in, the run's endless stream of rows out, from any point, on any rank.
+
+A run has S lanes, fixed for its life. Row g of the run comes from lane g mod S. A lane is an endless
+sequence of windows; a window is one reading of one block:
+
+    source  = the weights' pick for window k of lane l      (exact counts in every period)
+    q       = windows of that source this lane has had x S + l
+    epoch, ordinal = divmod(q, blocks of the source)
+    block   = permutation keyed by (seed, source, epoch) of the ordinal
+
+So blocks, not shards, are dealt out, and there is no end of an epoch, no shuffle buffer, and nothing that
+depends on how many ranks or workers read. A lane's whole state is its cursor.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from data.hashing import permute, stable_hash64
+from data.masking import Vocabulary
+from data.rows import Row, RowPlan, make_row, plan_rows
+from data.shards import Block, Dataset
+
+MAX_WEIGHT_SUM = 1 << 16
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """How rows are made from a prepared dataset."""
+
+    path: str  # folder written by `cloze prepare`
+    sequence_length: int = 128  # row slots, special tokens included
+    packing: bool = True  # several sentence pairs in a row, or one
+    num_lanes: int = 256  # power of two, fixed for the life of a run
+    masked_fraction: float = 0.15  # of the tokens of a row (Devlin et al. 2019)
+    weights: dict[str, int] | None = None  # source -> integer share of windows; None: as prepared
+    num_workers: int = 0  # loader processes per rank; 0: rows are made in the training process
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.sequence_length < 8:
+            problems.append(f"data.sequence_length {self.sequence_length} is below 8")
+        if self.num_lanes < 1 or self.num_lanes & (self.num_lanes - 1):
+            problems.append(f"data.num_lanes {self.num_lanes} is not a power of two")
+        if not 0 < self.masked_fraction < 1:
+            problems.append(f"data.masked_fraction {self.masked_fraction} is not between 0 and 1")
+        if self.num_workers < 0:
+            problems.append(f"data.num_workers {self.num_workers} is negative")
+        weights = self.weights or {}
+        problems += [
+            f"data.weights.{name} is {weight}: give an integer of at least 1, or leave {name} out"
+            for name, weight in weights.items()
+            if weight < 1
+        ]
+        if sum(weights.values()) > MAX_WEIGHT_SUM:
+            problems.append(f"data.weights sum to {sum(weights.values())}, over {MAX_WEIGHT_SUM}")
+        if problems:
+            raise ValueError("; ".join(problems))
+
+
+class Cursor(NamedTuple):
+    """Where a lane stands, before the row it gives next."""
+
+    window: int  # ordinal of the window the lane is in
+    row: int  # rows of that window already given
+    counts: tuple[int, ...]  # windows finished so far, for each source
+
+
+@dataclass(frozen=True)
+class StreamState:
+    """The whole state of the stream: row number and one cursor per lane. Written into checkpoints."""
+
+    row: int  # the row the run takes next
+    cursors: tuple[Cursor, ...]  # [num_lanes]
+
+    @classmethod
+    def start(cls, num_lanes: int, num_sources: int) -> "StreamState":
+        return cls(0, tuple(Cursor(0, 0, (0,) * num_sources) for _ in range(num_lanes)))
+
+    def to_json(self) -> dict[str, object]:
+        return {"row": self.row, "lanes": [[c.window, c.row, *c.counts] for c in self.cursors]}
+
+    @classmethod
+    def from_json(cls, value: dict) -> "StreamState":
+        lanes = (Cursor(lane[0], lane[1], tuple(lane[2:])) for lane in value["lanes"])
+        return cls(value["row"], tuple(lanes))
+
+
+class _Window(NamedTuple):
+    block: Block
+    plan: RowPlan
+    key: int
+
+
+class Lanes:
+    """Reads rows of the training split by their number in the run.
+
+    Rows of one lane are asked for in ascending order (others may be left out, as when several workers
+    share a lane). Only lanes that are asked for are ever opened.
+    """
+
+    def __init__(self, dataset: Dataset, config: DataConfig, seed: int, state: StreamState) -> None:
+        self.dataset, self.config, self.seed = dataset, config, seed
+        self.vocabulary = Vocabulary.of(dataset.special_ids, dataset.vocab_size)
+        self.sources, self.blocks = training_sources(dataset, config)
+        self._check_state(state)
+        self._cursors = list(state.cursors)
+        self._given = [_rows_of_lane(lane, state.row, config.num_lanes) for lane in range(config.num_lanes)]
+        self._windows: dict[int, _Window] = {}
+
+    def _check_state(self, state: StreamState) -> None:
+        if len(state.cursors) != self.config.num_lanes:
+            raise ValueError(
+                f"the saved stream has {len(state.cursors)} lanes, data.num_lanes is {self.config.num_lanes}: "
+                "the number of lanes is fixed for the life of a run"
+            )
+        if len(state.cursors[0].counts) != len(self.sources):
+            raise ValueError(
+                f"the saved stream has {len(state.cursors[0].counts)} sources, the mixture now has {self.sources}"
+            )
+
+    def row(self, number: int) -> Row:
+        """Row `number` of the run."""
+        lane = number % self.config.num_lanes
+        wanted = number // self.config.num_lanes
+        assert wanted >= self._given[lane], f"row {number} of lane {lane} was already passed"
+        window = self._advance(lane, wanted - self._given[lane])
+        cursor = self._cursors[lane]
+        row = make_row(
+            window.block,
+            window.plan,
+            cursor.row,
+            self.vocabulary,
+            self.config.masked_fraction,
+            window.key,
+        )
+        self._cursors[lane] = cursor._replace(row=cursor.row + 1)
+        self._given[lane] = wanted + 1
+        return row
+
+    def cursor(self, lane: int) -> Cursor:
+        return self._cursors[lane]
+
+    def _advance(self, lane: int, num_skipped: int) -> _Window:
+        """Move a lane past `num_skipped` rows, to a row that its window holds; returns that window."""
+        window = self._windows.get(lane) or self._open(lane)
+        cursor = self._cursors[lane]
+        target = cursor.row + num_skipped
+        while target >= window.plan.num_rows:
+            target -= window.plan.num_rows
+            source = self._source_of(lane, cursor.window)
+            counts = tuple(n + (i == source) for i, n in enumerate(cursor.counts))
+            cursor = Cursor(cursor.window + 1, 0, counts)
+            self._cursors[lane] = cursor
+            window = self._open(lane)
+        self._cursors[lane] = cursor._replace(row=target)
+        return window
+
+    def _open(self, lane: int) -> _Window:
+        cursor = self._cursors[lane]
+        source = self._source_of(lane, cursor.window)
+        epoch, block_index = self.block_of(lane, source, cursor.counts[source])
+        key = stable_hash64(self.seed, "window", self.sources[source], epoch, block_index)
+        block = self.dataset.read_block(block_index)
+        plan = plan_rows(block, self.config.sequence_length, self.config.packing, key)
+        window = _Window(block, plan, key)
+        self._windows[lane] = window
+        return window
+
+    def _source_of(self, lane: int, window: int) -> int:
+        weights = list(self.config.weights.values()) if self.config.weights else [1]
+        return pick_source(weights, stable_hash64(self.seed, "mix", lane), window)
+
+    def block_of(self, lane: int, source: int, count: int) -> tuple[int, int]:
+        """(epoch, row of the block table) of a lane's count-th window of a source."""
+        blocks = self.blocks[source]
+        epoch, ordinal = divmod(count * self.config.num_lanes + lane, len(blocks))
+        key = stable_hash64(self.seed, "epoch", self.sources[source], epoch)
+        return epoch, int(blocks[permute(ordinal, len(blocks), key)])
+
+
+def training_sources(dataset: Dataset, config: DataConfig) -> tuple[list[str], list[np.ndarray]]:
+    """The streams that are mixed: their names, and the block-table rows of each (int64).
+
+    Without weights all blocks form one stream, so every source has the share it was prepared with.
+    """
+    if config.weights is None:
+        return ["all"], [dataset.block_indices("train")]
+    unknown = sorted(set(config.weights) - set(dataset.sources))
+    if unknown:
+        raise ValueError(f"data.weights names {unknown}; {dataset.root} has {dataset.sources}")
+    names = list(config.weights)
+    blocks = [dataset.block_indices("train", name) for name in names]
+    empty = [name for name, indices in zip(names, blocks, strict=True) if len(indices) == 0]
+    if empty:
+        raise ValueError(f"data.weights names {empty}, which have no training blocks")
+    return names, blocks
+
+
+def pick_source(weights: list[int], key: int, window: int) -> int:
+    """The source of a lane's window: each appears exactly `weight` times in every period of sum(weights)."""
+    period = sum(weights)
+    if period == 1:
+        return 0
+    cycle, position = divmod(window, period)
+    slot = permute(position, period, stable_hash64(key, cycle))
+    for source, weight in enumerate(weights):
+        if slot < weight:
+            return source
+        slot -= weight
+    raise AssertionError("slot is below the sum of the weights")
+
+
+def _rows_of_lane(lane: int, row: int, num_lanes: int) -> int:
+    """How many of the run's first `row` rows came from `lane`."""
+    return (row - lane + num_lanes - 1) // num_lanes if row > lane else 0
+
+
+def rows_of_step(step: int, *, rank: int, world_size: int, global_batch_size: int, num_lanes: int) -> np.ndarray:
+    """int64 [global_batch_size / world_size]: the rows a rank trains on in a step, in order.
+
+    Each lane belongs to one rank: with M = min(batch, lanes), row g goes to rank (g mod M) // (M / ranks).
+    ValueError when batch, lanes and ranks do not divide.
+    """
+    check_division(world_size=world_size, global_batch_size=global_batch_size, num_lanes=num_lanes)
+    rows = np.arange(step * global_batch_size, (step + 1) * global_batch_size, dtype=np.int64)
+    width = min(global_batch_size, num_lanes)
+    return rows[(rows % width) // (width // world_size) == rank]
+
+
+def check_division(*, world_size: int, global_batch_size: int, num_lanes: int) -> None:
+    """ValueError, with the numbers, unless every lane can belong to one rank."""
+    if global_batch_size % num_lanes and num_lanes % global_batch_size:
+        raise ValueError(
+            f"global_batch_size {global_batch_size} and data.num_lanes {num_lanes}: one must divide the other"
+        )
+    width = min(global_batch_size, num_lanes)
+    if width % world_size:
+        allowed = [n for n in range(1, width + 1) if width % n == 0]
+        raise ValueError(
+            f"{world_size} ranks do not divide min(global_batch_size {global_batch_size}, data.num_lanes "
+            f"{num_lanes}) = {width}; possible numbers of ranks: {allowed}"
+        )

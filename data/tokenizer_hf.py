@@ -1,0 +1,83 @@
+"""A sentencepiece model in, a Hugging Face tokenizer folder out: tokenizer.json and its two configs.
+
+None of transformers' own sentencepiece classes gives the ids of the model it loads, so the pipeline is
+built here from the parts of `tokenizers`. Its ids equal sentencepiece's.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import sentencepiece
+from sentencepiece import sentencepiece_model_pb2
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
+
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # our ids 0..4, in this order
+NEVER = -1e4  # score of pieces that text must not match
+MODEL_MAX_LENGTH = 512
+ModelProto = Any  # sentencepiece_model_pb2 has no type information
+
+
+def export_tokenizer(model: bytes, folder: Path) -> None:
+    """Write what `AutoTokenizer.from_pretrained(folder)` needs, so that pairs get token_type_ids."""
+    proto = sentencepiece_model_pb2.ModelProto()  # pyright: ignore[reportAttributeAccessIssue]
+    proto.ParseFromString(model)
+    tokenizer = build_tokenizer(proto)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    named = dict(zip(("pad", "unk", "cls", "sep", "mask"), SPECIAL_TOKENS, strict=True))
+    special_tokens = {f"{name}_token": token for name, token in named.items()}
+    config = {
+        # The name that transformers 4 and 5 both load; 5 would write TokenizersBackend.
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": MODEL_MAX_LENGTH,
+        "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
+        "clean_up_tokenization_spaces": False,
+        **special_tokens,
+    }
+    for name, value in (
+        ("tokenizer_config.json", config),
+        ("special_tokens_map.json", special_tokens),
+    ):
+        (folder / name).write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
+def build_tokenizer(proto: ModelProto) -> Tokenizer:
+    """The same pipeline as the sentencepiece model: normalise, mark word starts, segment."""
+    kinds = sentencepiece_model_pb2.TrainerSpec  # pyright: ignore[reportAttributeAccessIssue]
+    if proto.trainer_spec.model_type == kinds.UNIGRAM:
+        tokenizer = Tokenizer(_unigram(proto))
+    else:
+        tokenizer = Tokenizer(_bpe(proto))
+    tokenizer.normalizer = normalizers.Sequence(  # pyright: ignore[reportAttributeAccessIssue]
+        [
+            normalizers.Precompiled(proto.normalizer_spec.precompiled_charsmap),
+            normalizers.Replace(Regex(" {2,}"), " "),
+            normalizers.Strip(left=False, right=True),
+        ]
+    )
+    # "first": text that follows a special token inside a text, as in 我[MASK]你, is not a new word.
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(  # pyright: ignore[reportAttributeAccessIssue]
+        prepend_scheme="first", split=tokenizer_splits(proto)
+    )
+    tokenizer.decoder = decoders.Sequence(  # pyright: ignore[reportAttributeAccessIssue]
+        [decoders.ByteFallback(), decoders.Metaspace(prepend_scheme="always")]
+    )
+    tokenizer.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS]
+    )
+    ids = {token: SPECIAL_TOKENS.index(token) for token in ("[CLS]", "[SEP]")}
+    tokenizer.post_processor = processors.TemplateProcessing(  # pyright: ignore[reportAttributeAccessIssue]
+        single="[CLS]:0 $A:0 [SEP]:0",
+        pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
+        special_tokens=list(ids.items()),
+    )
+    return tokenizer

@@ -1,0 +1,101 @@
+"""The `cloze` command: arguments in, exit status out.
+
+cloze prepare DATASET TEXT...   raw text -> tokenizer -> shards
+cloze train PRESET [key=value]  the run, or its continuation
+"""
+
+import argparse
+import dataclasses
+import os
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+from data.prepare import PrepareConfig, prepare
+from launcher.train import add_train_arguments, report, train_here
+
+DEFAULT_SOURCE = "text"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="cloze", description="Pretrain BERT-family encoders: text in, HF folder out.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    _add_prepare(commands.add_parser("prepare", help="raw text -> tokenizer -> shards (restartable)"))
+    train = commands.add_parser("train", help="train, or continue, the run of a preset")
+    add_train_arguments(train)
+    train.add_argument("--processes", type=int, help="on this machine; default: one per GPU, or one")
+    return parser
+
+
+def _add_prepare(parser: argparse.ArgumentParser) -> None:
+    default = {field.name: field.default for field in dataclasses.fields(PrepareConfig)}
+    parser.add_argument("output", help="folder of the dataset")
+    parser.add_argument(
+        "text",
+        nargs="+",
+        help=".txt, .jsonl or .parquet files, each also .gz .xz .zst, folders or globs; name=path puts it into a "
+        f"source of that name (default: {DEFAULT_SOURCE})",
+    )
+
+    def add(name: str, explanation: str, **more: object) -> None:
+        flag = "--" + name.replace("_", "-")
+        shown = default[name]
+        kind = {"type": type(shown)} if "choices" not in more and shown is not None else {}
+        parser.add_argument(flag, default=shown, help=f"{explanation} (default: %(default)s)", **kind, **more)  # pyright: ignore[reportArgumentType]
+
+    add("vocab_size", "tokens of the tokenizer to train")
+    add("tokenizer_kind", "kind of the tokenizer to train", choices=["unigram", "bpe"])
+    add("tokenizer", "folder of an existing tokenizer to use instead", metavar="FOLDER")
+    add("text_field", "jsonl key or parquet column of the text")
+    add("id_field", "jsonl key or parquet column of the document's own id, if any")
+    add("txt_documents", "what one document of a .txt file is", choices=["file", "blank_line"])
+    add("heldout_fraction", "share of documents kept for evaluation")
+    add("block_tokens", "tokens of a block, the unit of shuffling")
+    add("shard_text_bytes", "text of one shard, in bytes")
+    add("seed", "of the shuffle and of the held-out split")
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="worker processes (default: %(default)s)")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = build_parser().parse_args(sys.argv[1:] if arguments is None else arguments)
+    if options.command == "train":
+        return _train(options)
+    try:
+        prepare(prepare_config(options))
+    except (ValueError, OSError) as error:
+        return report(error)
+    return 0
+
+
+def prepare_config(options: argparse.Namespace) -> PrepareConfig:
+    """The PrepareConfig of parsed `cloze prepare` arguments."""
+    sources: dict[str, list[str]] = defaultdict(list)
+    for text in options.text:
+        name, equals, path = text.partition("=")
+        named = bool(equals) and "/" not in name
+        sources[name if named else DEFAULT_SOURCE].append(path if named else text)
+    names = {field.name for field in dataclasses.fields(PrepareConfig)} - {"sources", "num_processes"}
+    return PrepareConfig(
+        sources={name: tuple(paths) for name, paths in sources.items()},
+        num_processes=options.processes,
+        **{name: value for name, value in vars(options).items() if name in names},
+    )
+
+
+def _train(options: argparse.Namespace) -> int:
+    if options.processes is not None and options.processes < 1:
+        return report(ValueError(f"--processes {options.processes} is below 1"))
+    if "RANK" in os.environ:  # started by torchrun, deepspeed or srun already
+        return train_here(options.preset, options.overrides)
+    import torch
+
+    processes = options.processes or max(1, torch.cuda.device_count())
+    if processes == 1:
+        return train_here(options.preset, options.overrides)
+    # The launcher takes this process's place: signals and the exit status are its own.
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m", "launcher.train"]
+    os.execv(sys.executable, [sys.executable, *launch, str(options.preset), *options.overrides])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,240 @@
+"""The whole model: packing, checkpointing, precision, empty batches, initialisation, errors."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from model.attention import Backend
+from model.bert import BertForPreTraining, ModelConfig, initialize, load_weights, parameter_shapes
+from model.heads import Losses
+
+VOCAB = 60
+CONFIG = ModelConfig(
+    hidden_size=32,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    intermediate_size=48,
+    max_position_embeddings=24,
+)
+WITHOUT_DROPOUT = replace(CONFIG, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+Batch = dict[str, torch.Tensor]
+
+
+def packed_batch(lengths: list[list[int]], row_length: int) -> Batch:
+    """Rows of packed random sequences; every fourth token masked, every sequence labelled."""
+    generator = torch.Generator().manual_seed(5)
+    shape = (len(lengths), row_length)
+    ids, types, positions = (torch.zeros(shape, dtype=torch.int64) for _ in range(3))
+    sequences = torch.full(shape, -1, dtype=torch.int32)
+    masked, cls = [], []
+    for row, row_lengths in enumerate(lengths):
+        start = 0
+        for number, length in enumerate(row_lengths):
+            slots = slice(start, start + length)
+            ids[row, slots] = torch.randint(5, VOCAB, (length,), generator=generator)
+            types[row, slots] = (torch.arange(length) > length // 2).long()
+            positions[row, slots] = torch.arange(length)
+            sequences[row, slots] = number
+            masked += [row * row_length + slot for slot in range(start + 1, start + length, 4)]
+            cls.append(row * row_length + start)
+            start += length
+    return {
+        "input_ids": ids,
+        "token_type_ids": types,
+        "position_ids": positions,
+        "sequence_ids": sequences,
+        "masked_index": torch.tensor(masked),
+        "masked_labels": torch.randint(5, VOCAB, (len(masked),), generator=generator),
+        "cls_index": torch.tensor(cls),
+        "nsp_labels": torch.randint(2, (len(cls),), generator=generator),
+    }
+
+
+def without_labels(batch: Batch) -> Batch:
+    labels = ("masked_index", "masked_labels", "cls_index", "nsp_labels")
+    return batch | {name: batch[name][:0] for name in labels}
+
+
+def gradients_of(model: BertForPreTraining, losses: Losses) -> dict[str, torch.Tensor]:
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    total = losses.mlm_loss_sum + losses.nsp_loss_sum
+    return dict(zip(names, torch.autograd.grad(total, parameters), strict=True))
+
+
+def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    for name, value in first.items():
+        torch.testing.assert_close(value, second[name], rtol=0, atol=2e-5, msg=name)
+
+
+BATCH = packed_batch([[9, 7, 4], [24], [5, 13], [3]], row_length=24)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_packed_rows_equal_one_sequence_per_row(attention: Backend) -> None:
+    """The same tokens, packed or each in a row of its own: same losses, hits and gradients."""
+    lengths = [[9, 7, 4], [24], [5, 13], [3]]
+    alone = packed_batch([[length] for row in lengths for length in row], row_length=24)
+    alone |= {name: BATCH[name] for name in ("masked_labels", "nsp_labels")}
+    model = BertForPreTraining(replace(WITHOUT_DROPOUT, attention=attention), VOCAB)
+    packed_losses, alone_losses = model(**BATCH), model(**alone)
+    for name, value in packed_losses._asdict().items():
+        torch.testing.assert_close(value, getattr(alone_losses, name), rtol=1e-6, atol=0)
+    assert_same(gradients_of(model, packed_losses), gradients_of(model, alone_losses))
+
+
+def test_counts_and_types_of_losses() -> None:
+    losses = BertForPreTraining(CONFIG, VOCAB)(**BATCH)
+    assert losses.num_masked == len(BATCH["masked_index"])
+    assert losses.num_pairs == 7
+    assert {value.dtype for value in losses} == {torch.float32, torch.int64}
+    assert all(value.ndim == 0 for value in losses)
+    # Fresh weights know nothing: about ln(vocabulary) nats per token.
+    mean = losses.mlm_loss_sum / losses.num_masked
+    assert mean.item() == pytest.approx(torch.tensor(VOCAB).log().item(), abs=0.2)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_checkpointing_changes_nothing_with_dropout_on(
+    attention: Backend, dtype: torch.dtype
+) -> None:
+    outcomes = []
+    for mode in ("none", "full"):
+        config = replace(CONFIG, attention=attention, activation_checkpointing=mode)
+        model = BertForPreTraining(config, VOCAB).to(dtype)
+        torch.manual_seed(8)
+        losses = model(**BATCH)
+        outcomes.append((losses, gradients_of(model, losses)))
+    (plain, plain_gradients), (recomputed, recomputed_gradients) = outcomes
+    assert plain == recomputed
+    for name, gradient in plain_gradients.items():
+        assert torch.equal(gradient, recomputed_gradients[name]), name
+
+
+def test_dropout_is_on_in_training_only() -> None:
+    model = BertForPreTraining(CONFIG, VOCAB)
+    assert model(**BATCH).mlm_loss_sum != model(**BATCH).mlm_loss_sum
+    model.eval()
+    assert model(**BATCH).mlm_loss_sum == model(**BATCH).mlm_loss_sum
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_bf16_is_near_fp32(attention: Backend) -> None:
+    """Loss within 0.5 %, the whole gradient within 3 % of its norm."""
+    config = replace(WITHOUT_DROPOUT, attention=attention)
+    exact_model = BertForPreTraining(config, VOCAB)
+    exact = exact_model(**BATCH)
+    rounded_model = BertForPreTraining(config, VOCAB).bfloat16()
+    rounded = rounded_model(**BATCH)
+    assert rounded.mlm_loss_sum.item() == pytest.approx(exact.mlm_loss_sum.item(), rel=5e-3)
+    assert rounded.nsp_loss_sum.item() == pytest.approx(exact.nsp_loss_sum.item(), rel=5e-3)
+    want, got = gradients_of(exact_model, exact), gradients_of(rounded_model, rounded)
+    flat = torch.cat([want[name].flatten() for name in want])
+    error = torch.cat([got[name].float().flatten() for name in want]) - flat
+    assert error.norm() < 0.03 * flat.norm()
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "full"])
+def test_batch_without_labels_gives_zeros(checkpointing: str) -> None:
+    config = replace(CONFIG, activation_checkpointing=checkpointing)
+    model = BertForPreTraining(config, VOCAB)
+    losses = model(**without_labels(BATCH))
+    assert [value.item() for value in losses] == [0.0, 0, 0, 0.0, 0, 0]
+    (losses.mlm_loss_sum + losses.nsp_loss_sum).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert torch.equal(parameter.grad, torch.zeros_like(parameter)), name
+
+
+def test_rows_of_nothing_but_padding_do_no_harm() -> None:
+    model = BertForPreTraining(WITHOUT_DROPOUT, VOCAB)
+    with_empty_row = packed_batch([[9, 7, 4], [24], [5, 13], [3], []], row_length=24)
+    losses, expected = model(**with_empty_row), model(**BATCH)
+    torch.testing.assert_close(losses.mlm_loss_sum, expected.mlm_loss_sum, rtol=1e-6, atol=0)
+    assert_same(gradients_of(model, losses), gradients_of(model, expected))
+
+
+def test_padding_token_embedding_learns_from_the_output_side_only() -> None:
+    model = BertForPreTraining(WITHOUT_DROPOUT, VOCAB, pad_token_id=3)
+    losses = model(**BATCH)
+    losses.mlm_loss_sum.backward()
+    hidden = model.encode(*list(BATCH.values())[:4]).flatten(0, 1)[BATCH["masked_index"]]
+    head = model.mlm_head
+    transformed = head.layer_norm(torch.nn.functional.gelu(head.transform(hidden)))
+    probability = model.mlm_logits(hidden).softmax(-1)[:, 3]
+    expected = probability @ transformed  # 3 is no label here
+    gradient = model.embeddings.word_embeddings.weight.grad
+    assert gradient is not None
+    torch.testing.assert_close(gradient[3], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_initialisation_is_the_published_one_and_has_an_address() -> None:
+    config = replace(CONFIG, hidden_size=128, initializer_range=0.03)
+    torch.manual_seed(1)
+    model = BertForPreTraining(config, 1000, seed=4)
+    torch.manual_seed(2)
+    again, other = BertForPreTraining(config, 1000), BertForPreTraining(config, 1000, seed=5)
+    assert any(
+        not torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True)
+    )
+    initialize(again, 4)
+    for (name, value), same in zip(model.named_parameters(), again.parameters(), strict=True):
+        assert torch.equal(value, same), name
+        if value.ndim == 2:
+            assert value.abs().max() <= 0.06
+            if value.numel() > 5000:
+                # A normal distribution cut at two standard deviations has 0.880 of its own.
+                assert value.std().item() == pytest.approx(0.880 * 0.03, rel=0.03), name
+        else:
+            assert torch.equal(value, torch.full_like(value, float("norm.weight" in name))), name
+
+
+def test_load_weights_is_exact_and_refuses_by_name() -> None:
+    source, target = BertForPreTraining(CONFIG, VOCAB, seed=1), BertForPreTraining(CONFIG, VOCAB)
+    weights = {name: value.detach() for name, value in source.named_parameters()}
+    assert {name: value.shape for name, value in weights.items()} == parameter_shapes(CONFIG, VOCAB)
+    bad = dict(weights)
+    del bad["nsp_head.pooler.bias"]
+    bad["surplus"] = bad["mlm_head.decoder.bias"]
+    bad["mlm_head.decoder.bias"] = torch.zeros(3)
+    with pytest.raises(
+        ValueError, match=r"nsp_head.pooler.bias is missing; surplus is unknown; "
+    ) as e:
+        load_weights(target, bad)
+    assert "mlm_head.decoder.bias has shape [3] instead of [60]" in str(e.value)
+    load_weights(target, weights)
+    assert all(torch.equal(p, weights[name]) for name, p in target.named_parameters())
+    del weights["nsp_head.pooler.bias"]
+    load_weights(target, weights, may_miss=["nsp_head.pooler.bias"])
+
+
+def test_impossible_shapes_are_refused_all_at_once() -> None:
+    with pytest.raises(ValueError) as error:
+        ModelConfig(
+            hidden_size=100,
+            num_attention_heads=12,
+            num_hidden_layers=0,
+            hidden_dropout_prob=1.0,
+            attention="flash",  # type: ignore[arg-type]
+        )
+    for part in (
+        "hidden_size 100 is not a multiple of num_attention_heads 12",
+        "num_hidden_layers 0 is below 1",
+        "hidden_dropout_prob 1.0 is not in [0, 1)",
+        "attention 'flash' is not one of sdpa, eager",
+    ):
+        assert part in str(error.value)
+
+
+def test_wrong_inputs_are_refused() -> None:
+    model = BertForPreTraining(replace(CONFIG, max_position_embeddings=23), VOCAB)
+    with pytest.raises(ValueError, match="rows of 24 slots are over max_position_embeddings 23"):
+        model(**BATCH)
+    model = BertForPreTraining(CONFIG, VOCAB)
+    with pytest.raises(ValueError, match=r"one shape .*\[4, 24\], \[4, 24\], \[4, 23\], \[4, 24\]"):
+        model(**BATCH | {"position_ids": BATCH["position_ids"][:, 1:]})
+    with pytest.raises(ValueError, match=r"next sentence index \[7\] and labels \[6\] differ"):
+        model(**BATCH | {"nsp_labels": BATCH["nsp_labels"][1:]})
+    with pytest.raises(ValueError, match="pad_token_id 60 is not in a vocabulary of 60 tokens"):
+        BertForPreTraining(CONFIG, VOCAB, pad_token_id=60)

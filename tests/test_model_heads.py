@@ -1,0 +1,71 @@
+"""Heads on labelled rows only equal heads on every row, forward and backward, also without rows."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from model.heads import MlmHead, NspHead, classify_rows, classify_rows_dense
+
+HIDDEN, VOCAB = 16, 50
+
+
+def make_head(kind: str) -> nn.Module:
+    torch.manual_seed(1)
+    return MlmHead(VOCAB, HIDDEN, 1e-12) if kind == "mlm" else NspHead(HIDDEN)
+
+
+def rows(num_classes: int, num_rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    hidden = torch.randn(3, 20, HIDDEN, generator=generator).requires_grad_()
+    index = torch.randperm(60, generator=generator)[:num_rows]
+    return hidden, index, torch.randint(num_classes, (num_rows,), generator=generator)
+
+
+@pytest.mark.parametrize("num_rows", [0, 1, 9, 60])
+@pytest.mark.parametrize(("kind", "num_classes"), [("mlm", VOCAB), ("nsp", 2)])
+def test_labelled_rows_only_equals_all_rows(kind: str, num_classes: int, num_rows: int) -> None:
+    head = make_head(kind)
+    hidden, index, labels = rows(num_classes, num_rows)
+    inputs = [hidden, *head.parameters()]
+    loss, hits = classify_rows(head, hidden, index, labels)
+    dense_loss, dense_hits = classify_rows_dense(head, hidden, index, labels)
+    assert hits == dense_hits
+    torch.testing.assert_close(loss, dense_loss, rtol=1e-6, atol=1e-6)
+    gradients = torch.autograd.grad(loss, inputs)
+    dense_gradients = torch.autograd.grad(dense_loss, inputs)
+    for gradient, dense in zip(gradients, dense_gradients, strict=True):
+        torch.testing.assert_close(gradient, dense, rtol=1e-5, atol=1e-5)
+        assert bool(gradient.any()) == (num_rows > 0)
+
+
+def test_hits_are_the_likeliest_classes() -> None:
+    head = make_head("mlm")
+    hidden, index, labels = rows(VOCAB, 20)
+    best = head(hidden.flatten(0, 1)[index]).argmax(-1)
+    labels[:7] = best[:7]
+    labels[7:] = (best[7:] + 1) % VOCAB
+    assert classify_rows(head, hidden, index, labels)[1] == 7
+
+
+def test_loss_of_bf16_logits_is_computed_in_fp32() -> None:
+    """Of the same bf16 logits; in bf16 the sum would be off by up to 1 in 256."""
+    head = make_head("mlm").bfloat16()
+    hidden, index, labels = rows(VOCAB, 60)
+    loss, _ = classify_rows(head, hidden.bfloat16(), index, labels)
+    logits = head(hidden.bfloat16().flatten(0, 1)[index]).double()
+    assert loss.dtype == torch.float32
+    exact = F.cross_entropy(logits, labels, reduction="sum")
+    assert loss.item() == pytest.approx(exact.item(), rel=1e-6)
+
+
+def test_tied_decoder_is_one_parameter_and_stays_so() -> None:
+    words = nn.Embedding(VOCAB, HIDDEN)
+    model = nn.ModuleDict({"words": words, "head": make_head("mlm")})
+    head = model["head"]
+    assert isinstance(head, MlmHead)
+    head.tie(words)
+    model.to(torch.bfloat16)
+    assert head.decoder.weight is words.weight
+    assert "head.decoder.weight" not in dict(model.named_parameters())
+    assert head.decoder.weight.dtype == torch.bfloat16

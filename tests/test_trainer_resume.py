@@ -1,0 +1,106 @@
+"""Runs that are killed with SIGKILL, stopped and damaged: what comes after is what would have come."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from support import ROOT, environment, launch, read_metrics, tiny_preset
+
+EXACT = ("loss", "mlm_loss", "nsp_loss", "grad_norm", "learning_rate", "num_tokens", "rows_digest")
+STEPS = 14
+
+
+def curve(run: Path) -> list[tuple]:
+    """Every step's numbers, exactly as floats."""
+    return [(m["step"], *(m[name] for name in EXACT)) for m in read_metrics(run)]
+
+
+def kill_at_step(preset: Path, run: Path, step: int, processes: int) -> None:
+    """Start the run as its own session and SIGKILL all of it once `step` is in metrics.jsonl."""
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}",
+        "-m", "launcher.train", str(preset),
+    ]  # fmt: skip
+    with (run.parent / "killed.log").open("a") as log:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=log, stderr=log, start_new_session=True)
+        deadline = time.monotonic() + 200
+        while time.monotonic() < deadline and process.poll() is None:
+            metrics = run / "metrics.jsonl"
+            if metrics.exists() and metrics.read_text(encoding="utf-8").count('"train"') >= step:
+                break
+            time.sleep(0.01)
+        else:
+            pytest.fail(f"step {step} was not reached: " + (run.parent / "killed.log").read_text()[-3000:])
+        os.killpg(process.pid, signal.SIGKILL)
+        # the workers are in sessions of their own
+        for pid in workers_of(str(preset)):
+            os.kill(pid, signal.SIGKILL)
+        process.wait()
+
+
+def workers_of(preset: str) -> list[int]:
+    """Processes with `preset` on their command line, other than this one."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            arguments = (entry / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if preset.encode() in arguments:
+            found.append(int(entry.name))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("stage", "precision"), [("zero0", "fp32"), ("zero1", "bf16"), ("zero2", "bf16"), ("zero3", "bf16"), ("zero3_offload", "fp32")]
+)
+def test_killed_at_three_steps_and_bitwise_the_same(stage: str, precision: str, tiny_dataset: Path, tmp_path: Path) -> None:
+    changes = {"steps": STEPS, "precision": precision, "deepspeed": str(ROOT / "ds_configs" / f"{stage}.json")}
+    unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
+    for folder in (unbroken, broken):
+        folder.mkdir()
+    preset = tiny_preset(unbroken, tiny_dataset, **changes)
+    assert launch(preset, processes=2).returncode == 0
+    preset = tiny_preset(broken, tiny_dataset, **changes)
+    for step in (2, 7, 11):  # before the first checkpoint, and in between
+        kill_at_step(preset, broken / "run", step, processes=2)
+    last = launch(preset, processes=2)
+    assert last.returncode == 0, last.stderr
+    assert "resuming from" in last.stdout
+    assert curve(broken / "run") == curve(unbroken / "run")
+    assert [m["step"] for m in read_metrics(broken / "run")] == list(range(1, STEPS + 1))
+    last_checkpoints = [p / "run" / "checkpoints" / f"step-{STEPS:08d}" / "hf" / "model.safetensors" for p in (unbroken, broken)]
+    assert last_checkpoints[0].read_bytes() == last_checkpoints[1].read_bytes()
+
+
+def test_other_world_sizes_stages_and_micro_batches_go_on(tiny_dataset: Path, tmp_path: Path) -> None:
+    """2 processes at ZeRO 2, then 4 at ZeRO 3, then 1 at ZeRO 0: the same rows, and the same loss but for rounding."""
+    (tmp_path / "unbroken").mkdir()
+    (tmp_path / "elastic").mkdir()
+    assert launch(tiny_preset(tmp_path / "unbroken", tiny_dataset, steps=STEPS)).returncode == 0
+    preset = tiny_preset(tmp_path / "elastic", tiny_dataset, steps=STEPS)
+    run = tmp_path / "elastic" / "run"
+    kill_at_step(preset, run, 4, processes=2)
+    preset = tiny_preset(tmp_path / "elastic", tiny_dataset, steps=STEPS, deepspeed=str(ROOT / "ds_configs" / "zero3.json"))
+    kill_at_step(preset, run, 10, processes=4)
+    preset = tiny_preset(tmp_path / "elastic", tiny_dataset, steps=STEPS, deepspeed=str(ROOT / "ds_configs" / "zero0.json"))
+    last = launch(preset)
+    assert last.returncode == 0, last.stderr
+    ours, theirs = read_metrics(run), read_metrics(tmp_path / "unbroken" / "run")
+    assert [m["rows_digest"] for m in ours] == [m["rows_digest"] for m in theirs]
+    assert [m["loss"] for m in ours] == pytest.approx([m["loss"] for m in theirs], rel=1e-5)
+
+
+def test_a_finished_run_has_nothing_to_do(tiny_dataset: Path, tmp_path: Path) -> None:
+    preset = tiny_preset(tmp_path, tiny_dataset, steps=4)
+    assert launch(preset).returncode == 0
+    before = (tmp_path / "run" / "metrics.jsonl").read_text()
+    again = launch(preset)
+    assert again.returncode == 0 and "steps 4 to 4" in again.stdout
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == before

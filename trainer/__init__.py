@@ -1,0 +1,1 @@
+"""A configuration and a prepared dataset in, a trained encoder and its checkpoints out."""

@@ -1,0 +1,243 @@
+"""Engine and state in, a checkpoint folder out, complete or absent; and back.
+
+    checkpoints/step-00000120/
+        train_state-00000-of-00002.safetensors   fp32, by name: master/<p>, exp_avg/<p>, exp_avg_sq/<p>
+        state.json                               step, tokens, stream cursors, configuration, digests
+        hf/                                      the model as `transformers` loads it
+        MANIFEST.json                            size and sha256 of every file, written last
+
+Every rank writes its share of the tensors; nothing in the files depends on ZeRO stage or world size, and
+nothing in them is a pickle. The folder is written under a temporary name, and one rename publishes it.
+"""
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from trainer.engine import MOMENTS, NamedState, Part
+from trainer.files import (
+    check_free_space,
+    remove_folder,
+    sha256_of,
+    sync_file,
+    sync_folder,
+    write_atomically,
+)
+from trainer.state import TrainState
+from trainer.world import World
+
+FORMAT = "cloze-checkpoint-v1"
+PARTS: tuple[Part, ...] = ("master", *MOMENTS)  # pyright: ignore[reportAssignmentType]
+BYTES_PER_PARAMETER = 16  # master, two moments, and the fp32 copy in hf/
+
+
+# Writes the model as a Hugging Face folder; called on rank 0 with fp32 weights by our names.
+WriteHf = Callable[[dict[str, torch.Tensor], Path], None]
+
+
+def checkpoints_folder(run_dir: Path) -> Path:
+    return run_dir / "checkpoints"
+
+
+def name_of(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def list_checkpoints(run_dir: Path) -> list[Path]:
+    """Published checkpoint folders, oldest first. Order is by step, never by time."""
+    folder = checkpoints_folder(run_dir)
+    return sorted(folder.glob("step-[0-9]*")) if folder.is_dir() else []
+
+
+def save(
+    run_dir: Path, state: TrainState, facts: dict[str, Any], named: NamedState, world: World, *, write_hf: WriteHf, keep: int
+) -> Path:
+    """Write and publish the checkpoint of `state`, then delete all but the newest `keep`. Collective.
+
+    facts: what else state.json records (configuration, dataset digest). When any rank fails, all raise
+    the same OSError or ValueError, nothing is published, and older checkpoints are as they were.
+    """
+    folder = checkpoints_folder(run_dir)
+    final = folder / name_of(state.step)
+    temporary = folder / world.broadcast(f".tmp-{name_of(state.step)}-{uuid.uuid4().hex[:8]}")
+    num_parameters = sum(named.shape(name).numel() for name in named.parameters)
+    document = {"format": FORMAT, **state.to_json(), "optimizer_step": named.optimizer_step, **facts}
+    try:
+        _agree(world, _prepare, temporary, num_parameters * BYTES_PER_PARAMETER, world)
+        mine, weights = _gather(named, world)
+        hashes = _agree(world, _write_files, temporary, mine, weights if world.is_main else None, (document, write_hf, world))
+        _agree(world, _publish, temporary, final, {k: v for part in hashes for k, v in part.items()}, world)
+    except (OSError, ValueError):
+        if world.is_main:
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    if world.is_main:
+        for old in list_checkpoints(run_dir)[:-keep]:
+            remove_folder(old)
+    return final
+
+
+def _agree(world: World, action: Any, *arguments: Any) -> list[Any]:
+    """Run `action` on every rank; all raise when one of them failed. Returns all results."""
+    result, problem = None, None
+    try:
+        result = action(*arguments)
+    except (OSError, ValueError, SafetensorError) as error:
+        problem = f"rank {world.rank}: {error}"
+    outcomes = world.gather((result, problem))
+    problems = [problem for _, problem in outcomes if problem]
+    if problems:
+        raise OSError("the checkpoint was not written: " + "; ".join(problems))
+    return [result for result, _ in outcomes]
+
+
+def _prepare(temporary: Path, needed_bytes: int, world: World) -> None:
+    if not world.is_main:
+        return
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    for stale in [*temporary.parent.glob(".tmp-*"), *temporary.parent.glob(".trash-*")]:
+        shutil.rmtree(stale)
+    check_free_space(temporary.parent, needed_bytes, "a checkpoint")
+    temporary.mkdir()
+
+
+def _gather(named: NamedState, world: World) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """This rank's share of all tensors, and on rank 0 every master weight. Collective."""
+    mine: dict[str, torch.Tensor] = {}
+    weights: dict[str, torch.Tensor] = {}
+    owners = share_out({name: named.shape(name).numel() for name in named.parameters}, world.size)
+    not_finite = []
+    for name in named.parameters:
+        for part in PARTS:
+            value = named.get(name, part)
+            if not torch.isfinite(value).all():
+                not_finite.append(f"{part} of {name}")
+            if owners[name] == world.rank:
+                mine[f"{part}/{name}"] = value.cpu().contiguous()
+            if part == "master" and world.is_main:
+                weights[name] = value.cpu()
+    if not_finite:
+        raise ValueError(f"NaN or infinity in {', '.join(not_finite[:5])}: no checkpoint is written of this")
+    return mine, weights
+
+
+def share_out(sizes: dict[str, int], world_size: int) -> dict[str, int]:
+    """Which rank writes which tensor: the largest first, each to the rank with least so far."""
+    loads, owners = [0] * world_size, {}
+    for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
+        rank = loads.index(min(loads))
+        owners[name] = rank
+        loads[rank] += sizes[name]
+    return owners
+
+
+def _write_files(
+    folder: Path, mine: dict[str, torch.Tensor], weights: dict[str, torch.Tensor] | None, rest: tuple
+) -> dict[str, dict[str, Any]]:
+    """Write, sync and hash this rank's files. Returns {relative path: {bytes, sha256}}."""
+    document, write_hf, world = rest
+    shard = folder / f"train_state-{world.rank:05d}-of-{world.size:05d}.safetensors"
+    save_file(mine, shard)
+    paths = [shard]
+    if weights is not None:
+        (folder / "state.json").write_text(json.dumps(document), encoding="utf-8")
+        write_hf(weights, folder / "hf")
+        paths += [folder / "state.json", *sorted(p for p in (folder / "hf").rglob("*") if p.is_file())]
+    for path in paths:
+        sync_file(path)
+    return {str(p.relative_to(folder)): {"bytes": p.stat().st_size, "sha256": sha256_of(p)} for p in paths}
+
+
+def _publish(temporary: Path, final: Path, files: dict[str, dict[str, Any]], world: World) -> None:
+    if not world.is_main:
+        return
+    manifest = {"format": FORMAT, "files": dict(sorted(files.items()))}
+    write_atomically(temporary / "MANIFEST.json", json.dumps(manifest, indent=1))
+    if (temporary / "hf").is_dir():
+        sync_folder(temporary / "hf")
+    sync_folder(temporary)
+    if final.exists():  # left by a job that was stopped between saving and going on
+        remove_folder(final)
+    os.rename(temporary, final)
+    sync_folder(final.parent)
+
+
+def problems_of(folder: Path) -> list[str]:
+    """Why a checkpoint cannot be trusted; empty when every file is there, whole and unaltered."""
+    try:
+        manifest = json.loads((folder / "MANIFEST.json").read_text(encoding="utf-8"))
+        if manifest["format"] != FORMAT:
+            return [f"{folder} has format {manifest['format']!r}, this version reads {FORMAT!r}"]
+        files = manifest["files"].items()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return [f"{folder / 'MANIFEST.json'} cannot be read: {error}"]
+    problems = []
+    for name, expected in files:
+        path = folder / name
+        if not path.is_file():
+            problems.append(f"{path} is missing")
+        elif path.stat().st_size != expected["bytes"]:
+            problems.append(f"{path} has {path.stat().st_size} bytes, the manifest says {expected['bytes']}")
+        elif (found := sha256_of(path)) != expected["sha256"]:
+            problems.append(f"{path} has sha256 {found}, the manifest says {expected['sha256']}")
+    return problems
+
+
+def newest_valid(run_dir: Path, world: World) -> Path | None:
+    """The newest checkpoint that verifies, the same on every rank; None when there is none at all.
+
+    Rank 0 looks and reports each rejected one. ValueError when there are checkpoints and none is valid:
+    a run never starts from nothing beside its own, damaged past. Collective.
+    """
+    found: Path | None = None
+    rejected: list[str] = []
+    if world.is_main:
+        for folder in reversed(list_checkpoints(run_dir)):
+            problems = problems_of(folder)
+            if not problems:
+                found = folder
+                break
+            rejected += problems
+            print(f"checkpoint {folder.name} is damaged and left aside: " + "; ".join(problems), flush=True)
+    found, rejected = world.broadcast((found, rejected))
+    if found is None and rejected:
+        raise ValueError(
+            f"no checkpoint of {run_dir} is intact: " + "; ".join(rejected[:5]) + ". Restore one, or delete "
+            f"{checkpoints_folder(run_dir)} to start over."
+        )
+    return found
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """state.json of a verified checkpoint."""
+    document = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    if document.get("format") != FORMAT:
+        raise ValueError(f"{folder} has format {document.get('format')!r}, this version reads {FORMAT!r}")
+    return document
+
+
+def restore(folder: Path, named: NamedState) -> TrainState:
+    """Load a verified checkpoint into an engine of any ZeRO stage and world size. Collective."""
+    document = read_state(folder)
+    left = {f"{part}/{name}" for name in named.parameters for part in PARTS}
+    named.begin_load(document["optimizer_step"])
+    for path in sorted(folder.glob("train_state-*.safetensors")):
+        with safe_open(path, framework="pt") as tensors:
+            for key in tensors.keys():  # noqa: SIM118 - safe_open is no dict
+                part, _, name = key.partition("/")
+                if key not in left:
+                    raise ValueError(f"{path} holds {key}, which this model does not have")
+                named.load(name, part, tensors.get_tensor(key).to(named.engine.device))
+                left.discard(key)
+    if left:
+        raise ValueError(f"{folder} lacks {sorted(left)[:5]} ({len(left)} tensors in all)")
+    named.end_load()
+    return TrainState.from_json(document)

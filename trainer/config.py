@@ -1,0 +1,189 @@
+"""A preset file and `key=value` overrides in, one frozen, checked RunConfig out."""
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from data.lanes import DataConfig
+from model.bert import ModelConfig
+from trainer.ds import suggestion
+from trainer.optim import OptimConfig
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One pretraining run. Sizes are of the whole run, not of a process, unless they say so."""
+
+    dir: str  # the run's folder: configuration, checkpoints, metrics, TensorBoard events
+    steps: int  # optimizer steps of the whole run
+    global_batch_size: int  # rows in an optimizer step, over all ranks
+    micro_batch_size: int  # rows of one forward pass on one rank
+    data: DataConfig
+    model: ModelConfig
+    optim: OptimConfig
+    deepspeed: str = "ds_configs/zero1.json"  # what DeepSpeed alone owns: stage, offload, buckets
+    precision: Literal["bf16", "fp32"] = "bf16"  # bf16 computes in bf16 and keeps fp32 masters
+    seed: int = 1
+    log_every: int = 10  # steps
+    eval_every: int = 500  # steps; 0: only at the end
+    eval_rows: int = 1024  # held-out rows of one evaluation
+    save_every: int = 500  # steps; 0: only at the end
+    keep_checkpoints: int = 3  # the newest ones; older are deleted
+
+    def __post_init__(self) -> None:
+        problems = []
+        for name in ("steps", "global_batch_size", "micro_batch_size", "log_every", "eval_rows"):
+            if getattr(self, name) < 1:
+                problems.append(f"{name} {getattr(self, name)} is below 1")
+        for name in ("eval_every", "save_every", "seed"):
+            if getattr(self, name) < 0:
+                problems.append(f"{name} {getattr(self, name)} is negative")
+        if self.keep_checkpoints < 2:
+            problems.append(f"keep_checkpoints {self.keep_checkpoints} is below 2: one may prove damaged")
+        if self.data.sequence_length > self.model.max_position_embeddings:
+            problems.append(
+                f"data.sequence_length {self.data.sequence_length} is over model.max_position_embeddings "
+                f"{self.model.max_position_embeddings}"
+            )
+        if self.optim.warmup_steps >= self.steps:
+            problems.append(f"optim.warmup_steps {self.optim.warmup_steps} is not below steps {self.steps}")
+        if problems:
+            raise ValueError("; ".join(problems))
+
+
+# What may differ between the jobs of one run: it changes neither the rows nor, but for rounding, the curve.
+FREE_TO_CHANGE = frozenset(
+    {
+        "dir", "deepspeed", "micro_batch_size", "log_every", "eval_every", "eval_rows", "save_every", "keep_checkpoints",
+        "data.path", "data.num_workers", "model.attention", "model.activation_checkpointing",
+    }
+)  # fmt: skip
+
+
+def load_config(preset: Path, overrides: list[str]) -> RunConfig:
+    """Read a YAML preset and apply `a.b=value` overrides.
+
+    ValueError, all problems in one message: unreadable file, unknown or missing keys, wrong types, and
+    whatever the sections themselves refuse.
+    """
+    if not preset.is_file():
+        raise ValueError(f"preset {preset} does not exist")
+    wrong = [override for override in overrides if "=" not in override]
+    if wrong:
+        raise ValueError(f"overrides are key=value, e.g. optim.learning_rate=1e-4; got {wrong}")
+    try:
+        merged = OmegaConf.merge(OmegaConf.load(preset), OmegaConf.from_dotlist(overrides))
+        values = OmegaConf.to_container(merged, resolve=False)
+    except (OmegaConfBaseException, OSError, UnicodeDecodeError, ValueError) as error:
+        raise ValueError(f"preset {preset} cannot be read: {error}") from None
+    except Exception as error:  # PyYAML's own errors share no importable base with OmegaConf's
+        if type(error).__module__.partition(".")[0] != "yaml":
+            raise
+        raise ValueError(f"preset {preset} is not valid YAML: {error}") from None
+    return config_from(values, source=str(preset))
+
+
+def config_from(values: Any, source: str) -> RunConfig:
+    """A RunConfig from plain nested dicts, checked."""
+    problems: list[str] = []
+    config = _build(RunConfig, values, "", problems)
+    if problems or config is None:
+        raise ValueError(f"{source}: " + "; ".join(problems))
+    return config
+
+
+def _build(kind: type, values: Any, prefix: str, problems: list[str]) -> Any:
+    """Build dataclass `kind` from `values`; None after adding what is wrong to `problems`."""
+    if not isinstance(values, dict):
+        problems.append(f"{prefix.rstrip('.') or 'the preset'} must be a mapping, got {values!r}")
+        return None
+    hints = typing.get_type_hints(kind)
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    before = len(problems)
+    for key in values:
+        if key not in fields:
+            problems.append(f"unknown key {prefix}{key}{suggestion(str(key), list(fields))}")
+    arguments = {}
+    for name, field in fields.items():
+        if name in values:
+            arguments[name] = _convert(hints[name], values[name], prefix + name, problems)
+        elif dataclasses.is_dataclass(hints[name]):
+            arguments[name] = _build(typing.cast(type, hints[name]), {}, f"{prefix}{name}.", problems)
+        elif field.default is dataclasses.MISSING:
+            problems.append(f"missing key {prefix}{name}")
+    if len(problems) > before:
+        return None
+    try:
+        return kind(**arguments)
+    except ValueError as error:
+        problems.append(str(error))
+        return None
+
+
+def _convert(hint: Any, value: Any, name: str, problems: list[str]) -> Any:
+    """`value` as type `hint`, without guessing: 1 is a float, "1" is no number."""
+    if dataclasses.is_dataclass(hint):
+        return _build(typing.cast(type, hint), value, f"{name}.", problems)
+    if _matches(hint, value):
+        return float(value) if hint is float else value
+    problems.append(f"{name} must be {_describe(hint)}, got {value!r}")
+    return None
+
+
+def _matches(hint: Any, value: Any) -> bool:
+    origin = typing.get_origin(hint)
+    if origin is Literal:
+        return value in typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_matches(choice, value) for choice in typing.get_args(hint))
+    if origin is dict:
+        key_hint, value_hint = typing.get_args(hint)
+        return isinstance(value, dict) and all(
+            _matches(key_hint, k) and _matches(value_hint, v) for k, v in value.items()
+        )
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def _describe(hint: Any) -> str:
+    if typing.get_origin(hint) is Literal:
+        return "one of " + ", ".join(map(str, typing.get_args(hint)))
+    return getattr(hint, "__name__", str(hint)) if typing.get_origin(hint) is None else str(hint)
+
+
+def to_dict(config: RunConfig) -> dict[str, Any]:
+    return dataclasses.asdict(config)
+
+
+def to_yaml(config: RunConfig) -> str:
+    """YAML that `load_config` reads back to an equal RunConfig."""
+    return OmegaConf.to_yaml(OmegaConf.create(to_dict(config)))
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """'key: old -> new' for every setting that must stay the same over the jobs of a run."""
+    old_flat, new_flat = _flatten(old), _flatten(new)
+    return [
+        f"{key}: {old_flat.get(key)!r} -> {new_flat.get(key)!r}"
+        for key in sorted(old_flat.keys() | new_flat.keys())
+        if key not in FREE_TO_CHANGE and old_flat.get(key) != new_flat.get(key)
+    ]
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

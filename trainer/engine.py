@@ -1,0 +1,188 @@
+"""A model, an optimizer and a DeepSpeed configuration in, a ready engine and its named state out.
+
+`NamedState` reads and writes fp32 master weights and Adam moments by parameter name, whatever the ZeRO
+stage: what a checkpoint holds has no partition in it, so it continues at any stage and world size.
+"""
+
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import deepspeed
+import torch
+import torch.distributed as dist
+
+from trainer.world import COLLECTIVE_TIMEOUT, World, device_of, read_environment
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+Part = Literal["master", "exp_avg", "exp_avg_sq"]
+
+
+def start_world() -> World:
+    """Join the process group (NCCL on GPUs, gloo on CPUs). A single process needs no launcher."""
+    rank, size, local_rank = read_environment()
+    device = device_of(local_rank)
+    if size == 1 and "RANK" not in os.environ:
+        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+    _leave_out_shared_memory_op()
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    # MASTER_PORT 0 lets a single process take any free port.
+    dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
+    deepspeed.init_distributed(dist_backend=backend, timeout=COLLECTIVE_TIMEOUT, verbose=False)
+    if dist.get_world_size() != size:
+        raise RuntimeError(f"{size} processes were started, {dist.get_world_size()} joined")
+    return World(rank, size, local_rank, device)
+
+
+def _leave_out_shared_memory_op() -> None:
+    """DeepSpeed compiles a C++ op at start on CPUs that only its inference uses.
+
+    A process killed meanwhile leaves a lock behind, and every later DeepSpeed run of the account then
+    waits for it for ever without a word. Nothing else is compiled here; were it, then in a folder of its own.
+    """
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    own = Path(tempfile.gettempdir()) / f"torch-extensions-{os.getuid()}-{os.getpid()}"
+    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(own))
+
+
+def build_engine(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any]
+) -> deepspeed.DeepSpeedEngine:
+    """Wrap a model whose exact fp32 weights are kept as master weights. Collective.
+
+    DeepSpeed makes masters from weights it has already rounded to bf16, and some stages have made an
+    Adam step with zero gradients by now: both are put right here.
+    """
+    weights = {name: p.detach().clone() for name, p in model.named_parameters()}
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
+    state = NamedState(engine)
+    state.begin_load(optimizer_step=0)
+    for name, value in weights.items():
+        state.load(name, "master", value)
+    state.end_load()
+    return engine
+
+
+class NamedState:
+    """Master weights and Adam moments of an engine, by parameter name. Every method is collective."""
+
+    def __init__(self, engine: deepspeed.DeepSpeedEngine) -> None:
+        self.engine = engine
+        self.stage = engine.zero_optimization_stage()
+        self.parameters = dict(engine.module.named_parameters())  # tied weights appear once
+        self.base: Any = engine.basic_optimizer  # torch's optimizer, over flat partitions for stages 1-3
+        self.wrapper: Any = engine.optimizer
+
+    def shape(self, name: str) -> torch.Size:
+        parameter = self.parameters[name]
+        return parameter.ds_shape if self.stage == 3 else parameter.shape
+
+    @property
+    def optimizer_step(self) -> int:
+        """Adam's own step count (it falls behind the run's when a step was skipped)."""
+        steps = {int(state["step"]) for state in self.base.state.values() if "step" in state}
+        assert len(steps) <= 1, f"parameters disagree on the optimizer step: {steps}"
+        # A rank can own nothing but padding; its peers then know better.
+        local = torch.tensor([steps.pop() if steps else 0], device=self.engine.device)
+        dist.all_reduce(local, op=dist.ReduceOp.MAX)
+        return int(local)
+
+    def get(self, name: str, part: Part) -> torch.Tensor:
+        """fp32, full shape, a copy, on every rank."""
+        parameter = self.parameters[name]
+        if self.stage == 0:
+            master = self._masters_of_stage_0()[parameter]
+            return (master if part == "master" else self.base.state[master][part]).detach().clone()
+        if self.stage == 3:
+            full = parameter._z3_optimizer.get_full_hp_param(parameter, _key(part))
+        else:
+            full = parameter.get_full_hp_param(_key(part))
+        return full.detach().clone()
+
+    def begin_load(self, optimizer_step: int) -> None:
+        """Give every parameter the optimizer owns zero moments and a step count. Then `load` each."""
+        for owned in self._owned_by_optimizer():
+            self.base.state[owned] = {
+                "step": torch.tensor(float(optimizer_step), dtype=torch.float32, device=owned.device),
+                **{key: torch.zeros_like(owned, dtype=torch.float32) for key in MOMENTS},
+            }
+        if self.stage in (1, 2):
+            self.wrapper._hp_optimizer_states_linked = False
+            self.wrapper._lazy_init_hp_params_optimizer_state()
+
+    def load(self, name: str, part: Part, value: torch.Tensor) -> None:
+        """Write one full fp32 tensor; each rank keeps its own part of it."""
+        parameter = self.parameters[name]
+        if value.shape != self.shape(name):
+            raise ValueError(f"{part} of {name} has shape {tuple(value.shape)}, not {tuple(self.shape(name))}")
+        if self.stage == 0:
+            master = self._masters_of_stage_0()[parameter]
+            target = master.data if part == "master" else self.base.state[master][part]
+            target.copy_(value)
+        elif self.stage == 3:
+            self._load_stage_3(parameter, part, value)
+        elif parameter._hp_mapping is not None:  # None: this rank holds no part of it
+            parameter.set_full_hp_param(value.to(torch.float32), _key(part))
+        if part == "master" and self.stage < 3:
+            parameter.data.copy_(value)
+
+    def end_load(self) -> None:
+        """Make the compute weights of stage 3 follow the masters just loaded."""
+        if self.stage != 3:
+            return
+        for low, high in zip(
+            self.wrapper.fp16_partitioned_groups_flat, self.wrapper.fp32_partitioned_groups_flat, strict=True
+        ):
+            low.data.copy_(high.data)
+        persistent = self.wrapper.persistent_parameters
+        if persistent:
+            persistent[0].partition(persistent)
+            persistent[0].all_gather(persistent)
+
+    def _owned_by_optimizer(self) -> list[torch.Tensor]:
+        """The tensors torch's optimizer steps: whole masters at stage 0, flat partitions above."""
+        if self.stage == 3:  # it lends the optimizer one sub-group at a time
+            return list(self.wrapper.fp32_partitioned_groups_flat)
+        return [tensor for group in self.base.param_groups for tensor in group["params"]]
+
+    def _masters_of_stage_0(self) -> dict[torch.nn.Parameter, torch.Tensor]:
+        if self.wrapper is self.base:  # fp32: the module's own parameters
+            return {p: p for p in self.parameters.values()}
+        pairs: Iterable[Any] = zip(self.wrapper.fp16_groups, self.wrapper.fp32_groups, strict=True)
+        return {low: high for lows, highs in pairs for low, high in zip(lows, highs, strict=True)}
+
+    def _load_stage_3(self, parameter: Any, part: Part, value: torch.Tensor) -> None:
+        # set_full_hp_param reads past the end where a tensor does not divide by the ranks.
+        target, _ = self.wrapper._get_fp32_opt_state_partition(
+            parameter, release_swap_buffers=False, optim_state_key=_key(part)
+        )
+        flat = torch.zeros(target.numel() * dist.get_world_size(), dtype=torch.float32, device=value.device)
+        flat[: value.numel()] = value.flatten()
+        target.data.copy_(flat.narrow(0, target.numel() * dist.get_rank(), target.numel()))
+
+
+def _key(part: Part) -> str | None:
+    return None if part == "master" else part
+
+
+def set_learning_rate(engine: deepspeed.DeepSpeedEngine, learning_rate: float) -> None:
+    for group in engine.optimizer.param_groups:
+        group["lr"] = learning_rate
+
+
+def step(engine: deepspeed.DeepSpeedEngine) -> None:
+    """`engine.step()`: updates the weights after the last micro-batch, else does nothing.
+
+    At stage 0 in fp32 DeepSpeed clips the gradient without telling its norm: it is noted here.
+    """
+    if engine.optimizer is engine.basic_optimizer and engine.is_gradient_accumulation_boundary():
+        gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
+        engine._global_grad_norm = float(torch.nn.utils.get_total_norm(gradients))
+    engine.step()
+
+
+def gradient_norm(engine: deepspeed.DeepSpeedEngine) -> float:
+    """Global norm of the last step's gradient, before clipping."""
+    return float(engine.get_global_grad_norm())

@@ -1,0 +1,53 @@
+"""Bytes in, bytes durably on disk out: fsync, hashes, and folders that appear whole or not at all."""
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync_file(path: Path) -> None:
+    """Force a written file to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+sync_folder = sync_file  # a folder's entries are made durable the same way
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace `path` by `text` in one rename: readers see the old content or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    sync_folder(path.parent)
+
+
+def remove_folder(folder: Path) -> None:
+    """Delete a folder so that nobody ever sees half of it under its own name."""
+    trash = folder.with_name(f".trash-{folder.name}")
+    if trash.exists():
+        shutil.rmtree(trash)
+    os.rename(folder, trash)
+    shutil.rmtree(trash)
+
+
+def check_free_space(folder: Path, needed_bytes: int, what: str) -> None:
+    """OSError naming the folder, the need and what is free, when `needed_bytes` do not fit."""
+    free = shutil.disk_usage(folder).free
+    if free < needed_bytes:
+        raise OSError(
+            f"No space left for {what} in {folder}: it needs about {needed_bytes / 1e6:,.1f} MB, "
+            f"{free / 1e6:,.1f} MB are free. Free some space and run the same command again."
+        )

@@ -1,0 +1,210 @@
+"""A RunConfig in, a trained model in its run folder out: the whole training loop, top to bottom."""
+
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from data.batch import Reader, StreamItem, build_loader
+from data.hashing import stable_hash64
+from data.lanes import StreamState, training_sources
+from data.shards import Dataset
+from model.bert import BertForPreTraining
+from model.flops import flops_per_step, num_parameters, peak_flops
+from model.heads import Losses
+from model.hf import export_hf
+from trainer.checkpoint import newest_valid, read_state, restore, save
+from trainer.config import RunConfig, differences, to_dict
+from trainer.ds import read_deepspeed_json, resolve
+from trainer.engine import NamedState, build_engine, gradient_norm, set_learning_rate, start_world, step
+from trainer.evaluation import CHANCE_NSP_LOSS, evaluate
+from trainer.metrics import Metrics
+from trainer.model_card import model_card
+from trainer.optim import build_optimizer, lr_at
+from trainer.run_folder import claim, own
+from trainer.state import TrainState, merge_ranks
+from trainer.world import World
+
+
+class StepCounts(NamedTuple):
+    """What one optimizer step holds, over all ranks."""
+
+    num_masked: int
+    num_pairs: int
+    num_tokens: int
+    sum_squared_lengths: int
+    rows_digest: int
+
+
+def train(run: RunConfig) -> None:
+    """Run one pretraining job from its newest checkpoint, or from the start, to `run.steps`. All ranks."""
+    world = start_world()
+    run_dir = Path(run.dir)
+    with ExitStack() as stack:
+        reader, dataset, deepspeed_config = prepare(run, world, stack)
+        pad_id = dataset.special_ids["[PAD]"]
+        model = BertForPreTraining(run.model, dataset.vocab_size, pad_id, seed=run.seed)
+        engine = build_engine(model, build_optimizer(model, run.optim), deepspeed_config)
+        named = NamedState(engine)
+        state = resume(run, dataset, named, world)
+        announce(run, dataset, state, world)
+        loader = build_loader(run.data, reader, state.stream)
+        started_from = state.stream
+        metrics = stack.enter_context(
+            Metrics(run_dir, world, state, num_steps=run.steps, peak_flops=peak_of(world))
+        )
+        while state.step < run.steps:
+            learning_rate = lr_at(state.step, run.optim, run.steps)
+            set_learning_rate(engine, learning_rate)
+            waiting_since = time.perf_counter()
+            items = [next(loader) for _ in range(reader.accumulation)]
+            data_wait_seconds = time.perf_counter() - waiting_since
+            counts = count(items, world)  # collective
+            for item in items:
+                seed_dropout(run.seed, item.first_row)
+                losses = engine(**item.batch.model_inputs(world.device))
+                engine.backward(objective(losses, counts) * world.size, scale_wrt_gas=False)
+                step(engine)  # DeepSpeed steps on the last micro-batch
+                metrics.add(losses)
+            cursors = {lane: cursor for item in items for lane, cursor in item.cursors.items()}
+            state = state.advance(run.global_batch_size, counts.num_tokens, counts.rows_digest, cursors)
+            metrics.add_step(data_wait_seconds=data_wait_seconds, flops=flops_of(run, dataset, counts))
+            done = state.step == run.steps
+            if done or state.step % run.log_every == 0:
+                metrics.log(state, learning_rate, gradient_norm(engine))  # collective
+            paused_at = metrics.pause()
+            if done or (run.eval_every and state.step % run.eval_every == 0):
+                values = evaluate(engine, dataset, run.data, reader, world, num_rows=run.eval_rows)
+                metrics.log_evaluation(state.step, values)
+            if done or (run.save_every and state.step % run.save_every == 0):
+                save_checkpoint(run, dataset, state, started_from, named, world)  # collective
+            metrics.resume(paused_at)
+
+
+def prepare(run: RunConfig, world: World, stack: ExitStack) -> tuple[Reader, Dataset, dict[str, Any]]:
+    """Check everything that can be checked before the first step, and take the run's folder. Collective."""
+    problem, result = None, None
+    try:
+        reader = Reader(world.rank, world.size, run.micro_batch_size, run.global_batch_size, run.seed)
+        dataset = Dataset.open(Path(run.data.path))
+        training_sources(dataset, run.data)
+        config = resolve(
+            read_deepspeed_json(Path(run.deepspeed)),
+            micro_batch_size=run.micro_batch_size,
+            accumulation=reader.accumulation,
+            clip_norm=run.optim.clip_norm,
+            precision=run.precision,
+        )
+        if world.is_main:
+            stack.enter_context(own(Path(run.dir)))
+            claim(Path(run.dir), run, config)
+        result = reader, dataset, config
+    except (OSError, ValueError) as error:
+        problem = str(error)
+    world.fail_together(problem)
+    assert result is not None
+    return result
+
+
+def resume(run: RunConfig, dataset: Dataset, named: NamedState, world: World) -> TrainState:
+    """Load the newest intact checkpoint of the run; a fresh state where there is none. Collective."""
+    found = newest_valid(Path(run.dir), world)
+    if found is None:
+        sources, _ = training_sources(dataset, run.data)
+        return TrainState(0, 0, 0, StreamState.start(run.data.num_lanes, len(sources)))
+    document = read_state(found)
+    changed = differences(document["config"], to_dict(run))
+    if document["dataset_digest"] != dataset.digest:
+        changed.append(f"the dataset's digest: {document['dataset_digest']} -> {dataset.digest}")
+    if changed:
+        raise ValueError(f"{found} was made with other settings: " + "; ".join(changed))
+    if world.is_main:
+        print(f"resuming from {found}", flush=True)
+    return restore(found, named)
+
+
+def count(items: list[StreamItem], world: World) -> StepCounts:
+    """Sum what the loss is normalised by, and what is logged, over micro-batches and ranks. Collective."""
+    batches = [item.batch for item in items]
+    local = [
+        sum(len(batch.masked_labels) for batch in batches),
+        sum(len(batch.nsp_labels) for batch in batches),
+        sum(batch.num_tokens for batch in batches),
+        sum(batch.sum_squared_lengths for batch in batches),
+    ]
+    digest = sum(batch.rows_digest for batch in batches)
+    # two halves: int64 sums wrap on every device, but Python must not overflow on the way in
+    *sums, low, high = world.sum([*local, digest & 0xFFFFFFFF, digest >> 32])
+    return StepCounts(*sums, rows_digest=low + (high << 32))
+
+
+def objective(losses: Losses, counts: StepCounts) -> torch.Tensor:
+    """This micro-batch's part of the step's loss: mean over *all* masked tokens plus mean over *all* pairs.
+
+    A mean of micro-batch means would weigh tokens by how many others share their micro-batch, and the
+    curve would depend on world size and accumulation.
+    """
+    mlm = losses.mlm_loss_sum / max(1, counts.num_masked)
+    nsp = losses.nsp_loss_sum / max(1, counts.num_pairs)
+    return mlm + nsp
+
+
+def seed_dropout(seed: int, first_row: int) -> None:
+    """Dropout's randomness has an address: a resumed run, or one on more ranks, draws the same."""
+    torch.manual_seed(stable_hash64(seed, "dropout", first_row) >> 1)
+
+
+def flops_of(run: RunConfig, dataset: Dataset, counts: StepCounts) -> int:
+    return flops_per_step(
+        run.model,
+        dataset.vocab_size,
+        num_tokens=counts.num_tokens,
+        sum_squared_lengths=counts.sum_squared_lengths,
+        num_masked=counts.num_masked,
+        num_pairs=counts.num_pairs,
+    )
+
+
+def peak_of(world: World) -> float | None:
+    return peak_flops(torch.cuda.get_device_name(world.device)) if world.device.type == "cuda" else None
+
+
+def save_checkpoint(
+    run: RunConfig, dataset: Dataset, state: TrainState, started_from: StreamState, named: NamedState, world: World
+) -> None:
+    """Merge the ranks' cursors and write everything. Collective."""
+    merged = merge_ranks(world.gather(state), started_from)
+    card = model_card(
+        run, dataset.manifest, state.step, state.num_tokens, num_parameters(run.model, dataset.vocab_size)
+    )
+
+    def write_hf(weights: dict[str, torch.Tensor], folder: Path) -> None:
+        export_hf(
+            weights,
+            run.model,
+            dataset.vocab_size,
+            folder,
+            tokenizer_folder=dataset.root / "tokenizer",
+            model_card=card,
+        )
+
+    facts = {"config": to_dict(run), "dataset_digest": dataset.digest}
+    folder = save(Path(run.dir), merged, facts, named, world, write_hf=write_hf, keep=run.keep_checkpoints)
+    if world.is_main:
+        print(f"saved {folder}", flush=True)
+
+
+def announce(run: RunConfig, dataset: Dataset, state: TrainState, world: World) -> None:
+    """What is about to happen, and what its numbers will mean."""
+    if not world.is_main:
+        return
+    entropy = dataset.manifest["unigram_entropy_nats"]
+    print(
+        f"{num_parameters(run.model, dataset.vocab_size):,} parameters, {run.precision}, {run.model.attention} attention, "
+        f"{world.size} x {world.device.type}, steps {state.step} to {run.steps} of {run.global_batch_size} rows\n"
+        f"an mlm loss below {entropy:.3f} (the corpus's unigram entropy) means that context is used; "
+        f"nsp at chance is {CHANCE_NSP_LOSS:.3f}",
+        flush=True,
+    )

@@ -1,0 +1,44 @@
+"""A run's configuration, data and state in, the README of its Hugging Face folder out."""
+
+from typing import Any
+
+from trainer.config import RunConfig, to_yaml
+
+
+def model_card(config: RunConfig, manifest: dict[str, Any], step: int, num_tokens: int, num_parameters: int) -> str:
+    """Markdown. Says what was trained on what, and how to load it."""
+    sources = "\n".join(
+        f"| {name} | {splits['train']['num_documents']:,} | {splits['train']['num_tokens']:,} |"
+        for name, splits in manifest["sources"].items()
+    )
+    return f"""---
+library_name: transformers
+tags: [bert, fill-mask]
+---
+
+# A BERT encoder, pretrained with Cloze
+
+{num_parameters:,} parameters, {step:,} optimizer steps, {num_tokens:,} tokens seen (masked language modelling
+and next-sentence prediction, Devlin et al. 2019; masks drawn anew in each epoch).
+
+```python
+from transformers import pipeline
+print(pipeline("fill-mask", model=".")("The capital of France is [MASK]."))
+```
+
+`BertForPreTraining`, `BertForMaskedLM` and `AutoModel` load this folder without missing or unexpected weights.
+
+## Data
+
+| source | documents | tokens |
+|---|---|---|
+{sources}
+
+Unigram entropy of the training text: {manifest["unigram_entropy_nats"]:.3f} nats.
+
+## Configuration
+
+```yaml
+{to_yaml(config).rstrip()}
+```
+"""

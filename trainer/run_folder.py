@@ -1,0 +1,75 @@
+"""A run's folder: who owns it, and whether it belongs to this configuration.
+
+    runs/tiny/
+        config.yaml deepspeed.json       resolved; each reproduces the run
+        checkpoints/ tensorboard/ metrics.jsonl
+        lock owner.json                  the job that is training now
+"""
+
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from trainer.config import RunConfig, differences, to_dict, to_yaml
+from trainer.files import write_atomically
+
+
+@contextmanager
+def own(folder: Path) -> Iterator[None]:
+    """Hold the run's lock; ValueError naming the owner when another job has it. Rank 0 only.
+
+    The lock is the kernel's: it is gone with its process, however that ended.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = _read(folder / "owner.json")
+            raise ValueError(
+                f"{folder} is being trained by another job: {owner}. Wait for it, stop it, or give another dir="
+            ) from None
+        me = {"host": socket.gethostname(), "pid": os.getpid(), "slurm_job_id": os.environ.get("SLURM_JOB_ID")}
+        write_atomically(folder / "owner.json", json.dumps(me))
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError:
+        return "owner unknown"
+
+
+def claim(folder: Path, config: RunConfig, resolved_deepspeed: dict[str, Any]) -> None:
+    """Write the configuration into a new run folder, or check that an old one is of the same run.
+
+    ValueError when the folder holds something else, or a run whose settings differ: each is listed.
+    """
+    known = {"config.yaml", "deepspeed.json", "checkpoints", "tensorboard", "metrics.jsonl", "lock", "owner.json"}
+    written = folder / "config.yaml"
+    if written.exists():
+        changed = differences(yaml.safe_load(written.read_text(encoding="utf-8")), to_dict(config))
+        if changed:
+            raise ValueError(
+                f"{folder} belongs to a run with other settings: " + "; ".join(changed) + ". Give the same settings "
+                "to continue it, or another dir= to start a new run."
+            )
+    else:
+        foreign = sorted(path.name for path in folder.iterdir() if path.name.lstrip(".") not in known)
+        if foreign:
+            raise ValueError(
+                f"{folder} holds {foreign[:5]} and is no run of ours: give an empty or new folder as dir="
+            )
+    write_atomically(written, to_yaml(config))
+    write_atomically(folder / "deepspeed.json", json.dumps(resolved_deepspeed, indent=2) + "\n")

@@ -1,0 +1,80 @@
+"""The launcher's environment in, this process's place among the ranks out, with a few collectives."""
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+class AgreedError(ValueError):
+    """A problem that every rank raises, in the same words: one of them has to say it."""
+
+
+@dataclass(frozen=True)
+class World:
+    """Who this process is. All methods that talk to other ranks must be called by every rank."""
+
+    rank: int
+    size: int
+    local_rank: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, values: list[int]) -> list[int]:
+        """Elementwise sum over ranks, exact, modulo 2^64. Collective."""
+        if self.size == 1:
+            return values
+        tensor = torch.tensor(values, dtype=torch.int64, device=self.device)
+        dist.all_reduce(tensor)
+        return tensor.tolist()
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value, in rank order, on every rank. Collective; for small objects."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's value on every rank. Collective; for small objects."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]
+
+    def fail_together(self, problem: str | None) -> None:
+        """Raise the same AgreedError on every rank when any of them has a problem. Collective."""
+        problems = [p for p in self.gather(problem) if p]
+        if problems:
+            raise AgreedError("\n".join(dict.fromkeys(problems)))
+
+
+def read_environment() -> tuple[int, int, int]:
+    """(rank, world size, local rank) from torchrun's or deepspeed's variables; (0, 1, 0) without."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    given = [name for name in names if name in os.environ]
+    if not given:
+        return 0, 1, 0
+    if len(given) < len(names):
+        missing = [name for name in names if name not in given]
+        raise ValueError(f"the environment has {given} but not {missing}: start with torchrun or deepspeed")
+    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])
+
+
+def device_of(local_rank: int) -> torch.device:
+    """The GPU of this process, or the CPU where there is none."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank)
+        return torch.device("cuda", local_rank)
+    return torch.device("cpu")
+
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=10)  # a lost peer ends the run after this, not after 30 minutes
