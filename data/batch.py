@@ -1,7 +1,8 @@
 """Rows in, tensors out: collation, the loader of a training run, and the fixed batches of evaluation.
 
-Every training batch carries the cursors of the lanes it used. The trainer commits them when the optimizer
-step is complete, so prefetching and gradient accumulation can never lose or repeat a row.
+Every training batch carries the cursors of the lanes it used. The trainer commits them when the
+optimizer step is complete, so prefetching and gradient accumulation can never lose or repeat a
+row.
 """
 
 # B rows, L slots of a row, M masked slots of the batch, P sequence pairs of the batch
@@ -117,8 +118,8 @@ class Reader:
 class MicroBatches(IterableDataset[StreamItem]):
     """The endless micro-batches of one rank, starting at a stream state (a step boundary).
 
-    With loader workers, worker w of W makes micro-batches w, w + W, ...: the DataLoader puts them back in
-    order, so the number of workers changes nothing but speed.
+    With loader workers, worker w of W makes micro-batches w, w + W, ...: the DataLoader puts them
+    back in order, so the number of workers changes nothing but speed.
     """
 
     def __init__(self, config: DataConfig, reader: Reader, state: StreamState) -> None:
@@ -160,7 +161,9 @@ class MicroBatches(IterableDataset[StreamItem]):
 
     def _make(self, lanes: Lanes, numbers: np.ndarray) -> StreamItem:
         rows = [lanes.row(number) for number in numbers.tolist()]
-        batch = collate(rows, numbers.tolist(), self.config.sequence_length, lanes.vocabulary.pad_id)
+        batch = collate(
+            rows, numbers.tolist(), self.config.sequence_length, lanes.vocabulary.pad_id
+        )
         touched = {number % self.config.num_lanes for number in numbers.tolist()}
         return StreamItem(batch, int(numbers[0]), {lane: lanes.cursor(lane) for lane in touched})
 
@@ -194,9 +197,9 @@ def evaluation_batches(
 ) -> Iterator[tuple[Batch, bool]]:
     """This rank's share of the first `num_rows` held-out rows, the same at every evaluation.
 
-    Held-out rows are dealt from all held-out blocks in turn, so every source is there. All ranks yield
-    equally often (ZeRO-3's forward is collective): a rank whose share is used up yields the first rows
-    once more, with False, which says that they do not count.
+    Held-out rows are dealt from all held-out blocks in turn, so every source is there. All ranks
+    yield equally often (ZeRO-3's forward is collective): a rank whose share is used up yields the
+    first rows once more, with False, which says that they do not count.
     """
     rows = heldout_rows(dataset, config, reader.seed, num_rows)
     size = reader.micro_batch_size

@@ -1,15 +1,15 @@
 """A dataset and a few integers in, the run's endless stream of rows out, from any point, on any rank.
 
-A run has S lanes, fixed for its life. Row g of the run comes from lane g mod S. A lane is an endless
-sequence of windows; a window is one reading of one block:
+A run has S lanes, fixed for its life. Row g of the run comes from lane g mod S. A lane is an
+endless sequence of windows; a window is one reading of one block:
 
     source  = the weights' pick for window k of lane l      (exact counts in every period)
     q       = windows of that source this lane has had x S + l
     epoch, ordinal = divmod(q, blocks of the source)
     block   = permutation keyed by (seed, source, epoch) of the ordinal
 
-So blocks, not shards, are dealt out, and there is no end of an epoch, no shuffle buffer, and nothing that
-depends on how many ranks or workers read. A lane's whole state is its cursor.
+So blocks, not shards, are dealt out, and there is no end of an epoch, no shuffle buffer, and
+nothing that depends on how many ranks or workers read. A lane's whole state is its cursor.
 """
 
 from dataclasses import dataclass
@@ -96,8 +96,8 @@ class _Window(NamedTuple):
 class Lanes:
     """Reads rows of the training split by their number in the run.
 
-    Rows of one lane are asked for in ascending order (others may be left out, as when several workers
-    share a lane). Only lanes that are asked for are ever opened.
+    Rows of one lane are asked for in ascending order (others may be left out, as when several
+    workers share a lane). Only lanes that are asked for are ever opened.
     """
 
     def __init__(self, dataset: Dataset, config: DataConfig, seed: int, state: StreamState) -> None:
@@ -106,7 +106,9 @@ class Lanes:
         self.sources, self.blocks = training_sources(dataset, config)
         self._check_state(state)
         self._cursors = list(state.cursors)
-        self._given = [_rows_of_lane(lane, state.row, config.num_lanes) for lane in range(config.num_lanes)]
+        self._given = [
+            _rows_of_lane(lane, state.row, config.num_lanes) for lane in range(config.num_lanes)
+        ]
         self._windows: dict[int, _Window] = {}
 
     def _check_state(self, state: StreamState) -> None:
@@ -117,7 +119,8 @@ class Lanes:
             )
         if len(state.cursors[0].counts) != len(self.sources):
             raise ValueError(
-                f"the saved stream has {len(state.cursors[0].counts)} sources, the mixture now has {self.sources}"
+                f"the saved stream has {len(state.cursors[0].counts)} sources, "
+                f"the mixture now has {self.sources}"
             )
 
     def row(self, number: int) -> Row:
@@ -217,11 +220,13 @@ def _rows_of_lane(lane: int, row: int, num_lanes: int) -> int:
     return (row - lane + num_lanes - 1) // num_lanes if row > lane else 0
 
 
-def rows_of_step(step: int, *, rank: int, world_size: int, global_batch_size: int, num_lanes: int) -> np.ndarray:
+def rows_of_step(
+    step: int, *, rank: int, world_size: int, global_batch_size: int, num_lanes: int
+) -> np.ndarray:
     """int64 [global_batch_size / world_size]: the rows a rank trains on in a step, in order.
 
-    Each lane belongs to one rank: with M = min(batch, lanes), row g goes to rank (g mod M) // (M / ranks).
-    ValueError when batch, lanes and ranks do not divide.
+    Each lane belongs to one rank: with M = min(batch, lanes), row g goes to rank (g mod M) // (M /
+    ranks). ValueError when batch, lanes and ranks do not divide.
     """
     check_division(world_size=world_size, global_batch_size=global_batch_size, num_lanes=num_lanes)
     rows = np.arange(step * global_batch_size, (step + 1) * global_batch_size, dtype=np.int64)

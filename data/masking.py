@@ -24,7 +24,9 @@ class Vocabulary(NamedTuple):
 
     @classmethod
     def of(cls, special_ids: dict[str, int], vocab_size: int) -> "Vocabulary":
-        regular_ids = np.setdiff1d(np.arange(vocab_size, dtype=np.uint32), list(special_ids.values()))
+        regular_ids = np.setdiff1d(
+            np.arange(vocab_size, dtype=np.uint32), list(special_ids.values())
+        )
         return cls(
             mask_id=special_ids["[MASK]"],
             cls_id=special_ids["[CLS]"],
@@ -39,10 +41,11 @@ def mask_row(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Hide a fixed share of a row's tokens, in place: 80 % [MASK], 10 % another token, 10 % kept.
 
-    ids: uint32 [num_tokens], changed in place; maskable: bool [num_tokens], False at special tokens.
-    Exactly round(fraction x maskable tokens) are chosen, at least one where there is any, so that the
-    heads see nearly equal work in every row. Returns (positions int64 [num_masked], ascending;
-    labels uint32 [num_masked], the tokens that stood there). (Devlin et al. 2019, section 3.1.)
+    ids: uint32 [num_tokens], changed in place; maskable: bool [num_tokens], False at special
+    tokens. Exactly round(fraction x maskable tokens) are chosen, at least one where there is any,
+    so that the heads see nearly equal work in every row. Returns (positions int64 [num_masked],
+    ascending; labels uint32 [num_masked], the tokens that stood there). (Devlin et al. 2019,
+    section 3.1.)
     """
     candidates = np.flatnonzero(maskable)
     if len(candidates) == 0:

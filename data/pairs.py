@@ -1,9 +1,10 @@
 """A block's document and sentence lengths in, sentence pairs with next-sentence labels out.
 
-Each epoch uses every token of a block exactly once: documents are cut into consecutive (A, B) pairs of
-whole sentences, and a "random" pair gets the B of another pair, which in turn gets another's. Devlin et
-al. 2019 (appendix A.2) draw B from anywhere and truncate; here nothing is drawn twice and nothing is cut
-away. A sentence longer than its share of the row is split, its rest goes on in the next part.
+Each epoch uses every token of a block exactly once: documents are cut into consecutive (A, B)
+pairs of whole sentences, and a "random" pair gets the B of another pair, which in turn gets
+another's. Devlin et al. 2019 (appendix A.2) draw B from anywhere and truncate; here nothing is
+drawn twice and nothing is cut away. A sentence longer than its share of the row is split, its rest
+goes on in the next part.
 """
 
 from bisect import bisect_right
@@ -39,8 +40,8 @@ def make_pairs(block: Block, sequence_length: int, key: int, *, vary_lengths: bo
     """Cut a block into pairs of at most `sequence_length` slots; half of them get a random B.
 
     key: 64-bit address of this reading of the block (seed, source, epoch, block).
-    vary_lengths: a quarter of the pairs aims at 20 to 95 % of the row (Devlin et al. shorten a tenth).
-    Packing needs short pairs to fill the room that long ones leave.
+    vary_lengths: a quarter of the pairs aims at 20 to 95 % of the row (Devlin et al. shorten a
+    tenth). Packing needs short pairs to fill the room that long ones leave.
     """
     cut, document, share = _cut_documents(block, sequence_length - NUM_SPECIAL, key, vary_lengths)
     labels = np.where(cut[:, 3] > 0, IS_NEXT, UNLABELLED)
@@ -92,8 +93,8 @@ def _cut_one(
     """The next pair of a document: (share used, end of A, end of B), as token offsets.
 
     ends: cumulative sentence ends; first: the sentence `span[0]` lies in; span: what is left;
-    budgets: tokens the pair aims at, tokens it may have at most. A sentence that does not fit what is
-    aimed at moves to a larger share, or to the full budget; only one that fits nowhere is cut.
+    budgets: tokens the pair aims at, tokens it may have at most. A sentence that does not fit what
+    is aimed at moves to a larger share, or to the full budget; only one that fits nowhere is cut.
     """
     start, stop = span
     budget, full_budget = budgets
@@ -132,14 +133,13 @@ def _exchange(
     """(receivers, givers): half of the candidates, and the pair whose B each of them gets.
 
     Every chosen pair gives its B once and receives one of another document: sorted by document and
-    shifted by the largest document's count, no pair can meet its own. Pairs of a document that holds
-    more than half of the chosen stay "next": within one document there is no random B to give.
+    shifted by the largest document's count, no pair can meet its own. Pairs of a document that
+    holds more than half of the chosen stay "next": within one document there is no random B to
+    give.
     """
     num_chosen = (len(candidates) + (key & 1)) // 2  # the odd one out falls to either side by hash
     chosen = candidates[hash_order(key, len(candidates))[:num_chosen]]
-    documents, group, counts = np.unique(
-        document[chosen], return_inverse=True, return_counts=True
-    )
+    documents, group, counts = np.unique(document[chosen], return_inverse=True, return_counts=True)
     if len(documents) < 2:
         return chosen[:0], chosen[:0]
     largest = int(np.argmax(counts))

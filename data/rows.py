@@ -1,7 +1,8 @@
 """A block and its address in, rows out: sequences packed into row slots, masked, ready to batch.
 
-A block's rows are a pure function of (block, seed, epoch): pairs are cut (data/pairs.py), packed here,
-and masked (data/masking.py). Any rank can compute any row, and nothing about rows is ever stored.
+A block's rows are a pure function of (block, seed, epoch): pairs are cut (data/pairs.py), packed
+here, and masked (data/masking.py). Any rank can compute any row, and nothing about rows is ever
+stored.
 """
 
 from typing import NamedTuple
@@ -66,8 +67,8 @@ def plan_rows(block: Block, sequence_length: int, packing: bool, key: int) -> Ro
 def best_fit_decreasing(lengths: np.ndarray, capacity: int) -> list[list[int]]:
     """Pack items into bins of `capacity`: longest first, each into the fullest bin that takes it.
 
-    lengths: int64 [n], each in 1..capacity. Open bins are kept by room left; a bit mask over the rooms
-    finds the smallest that fits in O(1).
+    lengths: int64 [n], each in 1..capacity. Open bins are kept by room left; a bit mask over the
+    rooms finds the smallest that fits in O(1).
     """
     bins: list[list[int]] = []
     open_bins: list[list[int]] = [[] for _ in range(capacity + 1)]  # room left -> bin numbers

@@ -6,9 +6,8 @@ built here from the parts of `tokenizers`. Its ids equal sentencepiece's.
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers import (
     AddedToken,
@@ -29,9 +28,7 @@ ModelProto = Any  # sentencepiece_model_pb2 has no type information
 
 def export_tokenizer(model: bytes, folder: Path) -> None:
     """Write what `AutoTokenizer.from_pretrained(folder)` needs, so that pairs get token_type_ids."""
-    proto = sentencepiece_model_pb2.ModelProto()  # pyright: ignore[reportAttributeAccessIssue]
-    proto.ParseFromString(model)
-    tokenizer = build_tokenizer(proto)
+    tokenizer = build_tokenizer(read_model(model))
     tokenizer.save(str(folder / "tokenizer.json"))
     named = dict(zip(("pad", "unk", "cls", "sep", "mask"), SPECIAL_TOKENS, strict=True))
     special_tokens = {f"{name}_token": token for name, token in named.items()}
@@ -50,23 +47,31 @@ def export_tokenizer(model: bytes, folder: Path) -> None:
         (folder / name).write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
+def read_model(model: bytes) -> ModelProto:
+    """The protocol buffer that a sentencepiece model file is."""
+    proto = sentencepiece_model_pb2.ModelProto()  # pyright: ignore[reportAttributeAccessIssue]
+    proto.ParseFromString(model)
+    return proto
+
+
+def model_kind(proto: ModelProto) -> Literal["unigram", "bpe"]:
+    return "unigram" if proto.trainer_spec.model_type == proto.trainer_spec.UNIGRAM else "bpe"
+
+
 def build_tokenizer(proto: ModelProto) -> Tokenizer:
     """The same pipeline as the sentencepiece model: normalise, mark word starts, segment."""
-    kinds = sentencepiece_model_pb2.TrainerSpec  # pyright: ignore[reportAttributeAccessIssue]
-    if proto.trainer_spec.model_type == kinds.UNIGRAM:
-        tokenizer = Tokenizer(_unigram(proto))
-    else:
-        tokenizer = Tokenizer(_bpe(proto))
+    unigram = model_kind(proto) == "unigram"
+    tokenizer = Tokenizer(_unigram(proto) if unigram else _bpe(proto))
     tokenizer.normalizer = normalizers.Sequence(  # pyright: ignore[reportAttributeAccessIssue]
         [
             normalizers.Precompiled(proto.normalizer_spec.precompiled_charsmap),
             normalizers.Replace(Regex(" {2,}"), " "),
-            normalizers.Strip(left=False, right=True),
+            normalizers.Replace(Regex(r" \z"), ""),  # Strip would take U+0085 too
         ]
     )
     # "first": text that follows a special token inside a text, as in 我[MASK]你, is not a new word.
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(  # pyright: ignore[reportAttributeAccessIssue]
-        prepend_scheme="first", split=tokenizer_splits(proto)
+        prepend_scheme="first", split=unigram
     )
     tokenizer.decoder = decoders.Sequence(  # pyright: ignore[reportAttributeAccessIssue]
         [decoders.ByteFallback(), decoders.Metaspace(prepend_scheme="always")]
@@ -81,3 +86,27 @@ def build_tokenizer(proto: ModelProto) -> Tokenizer:
         special_tokens=list(ids.items()),
     )
     return tokenizer
+
+
+def _unigram(proto: ModelProto) -> models.Unigram:
+    """Pieces that are no text keep their ids but lose their scores.
+
+    HF would match a literal "[MASK]" or "<0x41>" in a text with them; sentencepiece never does.
+    """
+    normal = proto.SentencePiece.NORMAL
+    pieces = [(p.piece, p.score if p.type == normal else NEVER) for p in proto.pieces]
+    return models.Unigram(pieces, unk_id=SPECIAL_TOKENS.index("[UNK]"), byte_fallback=True)
+
+
+def _bpe(proto: ModelProto) -> models.BPE:
+    """sentencepiece joins the pair whose union has the best score; so every split of a piece is a merge."""
+    vocab = {p.piece: index for index, p in enumerate(proto.pieces)}
+    normal = {p.piece: p.score for p in proto.pieces if p.type == proto.SentencePiece.NORMAL}
+    merges = [
+        (-score, vocab[left], vocab[right], left, right)
+        for piece, score in normal.items()
+        for left, right in ((piece[:i], piece[i:]) for i in range(1, len(piece)))
+        if left in normal and right in normal
+    ]
+    pairs = [(left, right) for *_, left, right in sorted(merges)]
+    return models.BPE(vocab, pairs, unk_token="[UNK]", fuse_unk=True, byte_fallback=True)

@@ -9,21 +9,28 @@ import dataclasses
 import os
 import sys
 from collections import defaultdict
-from pathlib import Path
+from typing import Any
 
 from data.prepare import PrepareConfig, prepare
+
 from launcher.train import add_train_arguments, report, train_here
 
 DEFAULT_SOURCE = "text"
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="cloze", description="Pretrain BERT-family encoders: text in, HF folder out.")
+    parser = argparse.ArgumentParser(
+        prog="cloze", description="Pretrain BERT-family encoders: text in, HF folder out."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
-    _add_prepare(commands.add_parser("prepare", help="raw text -> tokenizer -> shards (restartable)"))
+    _add_prepare(
+        commands.add_parser("prepare", help="raw text -> tokenizer -> shards (restartable)")
+    )
     train = commands.add_parser("train", help="train, or continue, the run of a preset")
     add_train_arguments(train)
-    train.add_argument("--processes", type=int, help="on this machine; default: one per GPU, or one")
+    train.add_argument(
+        "--processes", type=int, help="on this machine; default: one per GPU, or one"
+    )
     return parser
 
 
@@ -33,15 +40,17 @@ def _add_prepare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "text",
         nargs="+",
-        help=".txt, .jsonl or .parquet files, each also .gz .xz .zst, folders or globs; name=path puts it into a "
-        f"source of that name (default: {DEFAULT_SOURCE})",
+        help=".txt, .jsonl or .parquet files, each also .gz .xz .zst, folders or globs; name=path puts it "
+        f"into a source of that name (default: {DEFAULT_SOURCE})",
     )
 
-    def add(name: str, explanation: str, **more: object) -> None:
+    def add(name: str, explanation: str, **more: Any) -> None:
         flag = "--" + name.replace("_", "-")
         shown = default[name]
         kind = {"type": type(shown)} if "choices" not in more and shown is not None else {}
-        parser.add_argument(flag, default=shown, help=f"{explanation} (default: %(default)s)", **kind, **more)  # pyright: ignore[reportArgumentType]
+        parser.add_argument(
+            flag, default=shown, help=f"{explanation} (default: %(default)s)", **kind, **more
+        )
 
     add("vocab_size", "tokens of the tokenizer to train")
     add("tokenizer_kind", "kind of the tokenizer to train", choices=["unigram", "bpe"])
@@ -53,7 +62,12 @@ def _add_prepare(parser: argparse.ArgumentParser) -> None:
     add("block_tokens", "tokens of a block, the unit of shuffling")
     add("shard_text_bytes", "text of one shard, in bytes")
     add("seed", "of the shuffle and of the held-out split")
-    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="worker processes (default: %(default)s)")
+    parser.add_argument(
+        "--processes",
+        type=int,
+        default=os.cpu_count(),
+        help="worker processes (default: %(default)s)",
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -74,7 +88,10 @@ def prepare_config(options: argparse.Namespace) -> PrepareConfig:
         name, equals, path = text.partition("=")
         named = bool(equals) and "/" not in name
         sources[name if named else DEFAULT_SOURCE].append(path if named else text)
-    names = {field.name for field in dataclasses.fields(PrepareConfig)} - {"sources", "num_processes"}
+    names = {field.name for field in dataclasses.fields(PrepareConfig)} - {
+        "sources",
+        "num_processes",
+    }
     return PrepareConfig(
         sources={name: tuple(paths) for name, paths in sources.items()},
         num_processes=options.processes,
@@ -93,7 +110,14 @@ def _train(options: argparse.Namespace) -> int:
     if processes == 1:
         return train_here(options.preset, options.overrides)
     # The launcher takes this process's place: signals and the exit status are its own.
-    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m", "launcher.train"]
+    launch = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={processes}",
+        "-m",
+        "launcher.train",
+    ]
     os.execv(sys.executable, [sys.executable, *launch, str(options.preset), *options.overrides])
 
 

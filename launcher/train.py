@@ -14,17 +14,24 @@ from pathlib import Path
 from trainer.config import load_config
 from trainer.world import AgreedError
 
-STATUS_CONFIG, STATUS_STORAGE = 78, 74  # as in sysexits.h: neither is mended by trying again at once
+STATUS_CONFIG, STATUS_STORAGE = (
+    78,
+    74,
+)  # as in sysexits.h: neither is mended by trying again at once
 
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("preset", type=Path, help="YAML file, e.g. configs/tiny.yaml")
     parser.add_argument("overrides", nargs="*", help="key=value, e.g. optim.learning_rate=1e-4")
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # deepspeed's launcher adds it
+    parser.add_argument(
+        "--local_rank", type=int, help=argparse.SUPPRESS
+    )  # deepspeed's launcher adds it
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="launcher.train", description="Train, or continue, the run of a preset.")
+    parser = argparse.ArgumentParser(
+        prog="launcher.train", description="Train, or continue, the run of a preset."
+    )
     add_train_arguments(parser)
     options = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
     return train_here(options.preset, options.overrides)
@@ -34,7 +41,9 @@ def train_here(preset: Path, overrides: list[str]) -> int:
     """Train in this process, as the rank its environment says. Returns the exit status."""
     try:
         config = load_config(preset, overrides)
-        from trainer.loop import train  # after the preset is known to be right: this import takes seconds
+        from trainer.loop import (
+            train,
+        )  # after the preset is known to be right: this import takes seconds
 
         train(config)
     except (ValueError, OSError) as error:
@@ -48,7 +57,9 @@ def report(error: Exception) -> int:
     if os.environ.get("CLOZE_TRACEBACK"):
         traceback.print_exc()
     if rank == "0" or not isinstance(error, AgreedError):
-        print(f"cloze: {'' if rank == '0' else f'rank {rank}: '}{error}", file=sys.stderr, flush=True)
+        print(
+            f"cloze: {'' if rank == '0' else f'rank {rank}: '}{error}", file=sys.stderr, flush=True
+        )
     return STATUS_STORAGE if isinstance(error, OSError) else STATUS_CONFIG
 
 

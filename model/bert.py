@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from model.attention import Backend, attend, sequence_mask
+from model.attention import Backend, attend, drop_out, sequence_mask
 from model.heads import Losses, MlmHead, NspHead, classify_rows
 
 Checkpointing = Literal["none", "full"]
@@ -93,7 +93,7 @@ class Embeddings(nn.Module):
         """Three times int64 [B, L] -> [B, L, D]."""
         hidden_BLD = self.word_embeddings(input_ids) + self.token_type_embeddings(token_type_ids)
         hidden_BLD = self.layer_norm(hidden_BLD + self.position_embeddings(position_ids))
-        return F.dropout(hidden_BLD, self.dropout, self.training)
+        return drop_out(hidden_BLD, self.dropout if self.training else 0.0)
 
 
 class Layer(nn.Module):
@@ -115,12 +115,11 @@ class Layer(nn.Module):
 
     def forward(self, hidden_BLD: torch.Tensor, mask_B1LL: torch.Tensor) -> torch.Tensor:
         """[B, L, D] -> [B, L, D]. mask_B1LL: of `model.attention.sequence_mask`."""
+        dropout = self.dropout if self.training else 0.0
         attended_BLD = self.attention_output(self._attend(hidden_BLD, mask_B1LL))
-        attended_BLD = F.dropout(attended_BLD, self.dropout, self.training)
-        hidden_BLD = self.attention_norm(hidden_BLD + attended_BLD)
+        hidden_BLD = self.attention_norm(hidden_BLD + drop_out(attended_BLD, dropout))
         expanded_BLD = self.output(F.gelu(self.intermediate(hidden_BLD)))
-        expanded_BLD = F.dropout(expanded_BLD, self.dropout, self.training)
-        return self.output_norm(hidden_BLD + expanded_BLD)
+        return self.output_norm(hidden_BLD + drop_out(expanded_BLD, dropout))
 
     def _attend(self, hidden_BLD: torch.Tensor, mask_B1LL: torch.Tensor) -> torch.Tensor:
         qkv_BL3HK = self.qkv(hidden_BLD).unflatten(-1, (3, self.num_heads, -1))

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -68,16 +68,6 @@ QKV = "layers.{}.qkv"  # one projection of ours, query over key over value, is t
 QKV_PARTS = tuple(
     f"bert.encoder.layer.{{}}.attention.self.{part}" for part in ("query", "key", "value")
 )
-
-
-class Imported(NamedTuple):
-    """A Hugging Face folder, in our terms."""
-
-    weights: dict[str, torch.Tensor]  # fp32
-    config: ModelConfig
-    vocab_size: int
-    pad_token_id: int
-    missing: list[str]  # weights of the heads that the folder does not have
 
 
 def to_hf_names(
@@ -174,15 +164,17 @@ def hf_config(config: ModelConfig, vocab_size: int, pad_token_id: int) -> dict[s
     }
 
 
-def import_hf(folder: Path, *, allow_missing_heads: bool = False) -> Imported:
-    """Read the folder of a BertForPreTraining, BertForMaskedLM or bare BertModel.
+def import_hf(
+    folder: Path, *, allow_missing_heads: bool = False
+) -> tuple[dict[str, torch.Tensor], ModelConfig, int]:
+    """fp32 weights, shape, vocabulary size of a BertForPreTraining, BertForMaskedLM or BertModel.
 
-    allow_missing_heads: return the names of absent head weights (masked language model, pooler,
-    next sentence) in `missing` rather than refuse. ValueError, naming every key concerned, where
-    the folder is incomplete, is of another architecture or a variant of BERT that we do not
+    allow_missing_heads: accept that weights of the heads (masked language model, pooler, next
+    sentence) are absent; `missing_weights` tells which. ValueError, naming every key concerned,
+    where the folder is incomplete, is of another architecture or a variant of BERT that we do not
     compute, or holds other tensors than it should.
     """
-    config, vocab_size, pad_token_id = _read_config(folder)
+    config, vocab_size = _read_config(folder)
     tensors = _normalise(_read_tensors(folder))
     problems = _take_out_tied(tensors)
     ours = parameter_shapes(config, vocab_size)
@@ -196,9 +188,14 @@ def import_hf(folder: Path, *, allow_missing_heads: bool = False) -> Imported:
         raise ValueError(f"cannot import {folder}: " + "; ".join(problems))
     found = from_hf_names(tensors, config)
     weights = {name: found[name].to(torch.float32) for name in ours if name in found}
-    return Imported(
-        weights, config, vocab_size, pad_token_id, [name for name in ours if name not in found]
-    )
+    return weights, config, vocab_size
+
+
+def missing_weights(
+    weights: Mapping[str, torch.Tensor], config: ModelConfig, vocab_size: int
+) -> list[str]:
+    """Names of the model's weights that are not there: what `load_weights` is to allow."""
+    return [name for name in parameter_shapes(config, vocab_size) if name not in weights]
 
 
 def _normalise(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -250,7 +247,7 @@ def _read_tensors(folder: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _read_config(folder: Path) -> tuple[ModelConfig, int, int]:
+def _read_config(folder: Path) -> tuple[ModelConfig, int]:
     path = folder / "config.json"
     if not path.is_file():
         raise ValueError(f"{folder} has no config.json")
@@ -268,7 +265,7 @@ def _read_config(folder: Path) -> tuple[ModelConfig, int, int]:
         raise ValueError(f"cannot import {path}: " + "; ".join(problems))
     # What is absent has BERT-base's value: transformers' defaults are ours.
     shape = {name: raw[name] for name in SHAPE_FIELDS if name in raw}
-    return ModelConfig(**shape), raw["vocab_size"], raw.get("pad_token_id") or 0
+    return ModelConfig(**shape), raw["vocab_size"]
 
 
 def _pad_token_id(tokenizer_folder: Path) -> int:

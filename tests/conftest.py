@@ -18,7 +18,7 @@ def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
         PrepareConfig(
             output=str(folder / "dataset"),
             sources={"first": (str(first),), "second": (str(second),)},
-            vocab_size=400,
+            vocab_size=360,
             heldout_fraction=0.05,
             block_tokens=4096,
             num_processes=2,

@@ -11,11 +11,11 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 
-SUBJECTS = "the river|a young teacher|our captain|the old clock|my neighbour|an honest farmer|the red fox|her sister"
+SUBJECTS = "the river|a young teacher|our captain|the old clock|my neighbour|the red fox|her sister"
 VERBS = "watched|repaired|remembered|followed|painted|carried|described|forgot"
 OBJECTS = "the long road|a wooden bridge|seven small boats|the quiet library|an empty house|the morning market"
-PLACES = "near the harbour|in the northern valley|behind the station|before sunrise|after the storm|without a word"
-CHINESE = "今天天气很好。|他走进了图书馆。|我们在河边散步。|老师写了一封长信。|城市的夜晚非常安静！|你看见那座桥了吗？"
+PLACES = "near the harbour|in the northern valley|behind the station|before sunrise|without a word"
+CHINESE = "今天天气很好。|他走进了图书馆。|我们在河边散步。|城市的夜晚非常安静！|你看见那座桥了吗？"
 
 
 def pick(choices: str, *address: object) -> str:
@@ -26,13 +26,17 @@ def pick(choices: str, *address: object) -> str:
 
 def document(number: int) -> str:
     """One document of 3 to 30 sentences in paragraphs; every seventh is Chinese."""
-    num_sentences = 3 + int.from_bytes(hashlib.sha256(str(number).encode()).digest()[:2], "little") % 28
+    num_sentences = (
+        3 + int.from_bytes(hashlib.sha256(str(number).encode()).digest()[:2], "little") % 28
+    )
     sentences = []
     for i in range(num_sentences):
         if number % 7 == 0:
             sentences.append(pick(CHINESE, number, i))
             continue
-        parts = [pick(words, number, i, j) for j, words in enumerate((SUBJECTS, VERBS, OBJECTS, PLACES))]
+        parts = [
+            pick(words, number, i, j) for j, words in enumerate((SUBJECTS, VERBS, OBJECTS, PLACES))
+        ]
         sentence = " ".join(parts)
         sentences.append(sentence[0].upper() + sentence[1:] + ". ")
         if i % 5 == 4:
@@ -41,7 +45,10 @@ def document(number: int) -> str:
 
 
 def write_corpus(path: Path, num_documents: int, start: int = 0) -> Path:
-    lines = (json.dumps({"id": f"doc{n}", "text": document(n)}, ensure_ascii=False) for n in range(start, start + num_documents))
+    lines = (
+        json.dumps({"id": f"doc{n}", "text": document(n)}, ensure_ascii=False)
+        for n in range(start, start + num_documents)
+    )
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
 
@@ -79,11 +86,17 @@ def tiny_preset(folder: Path, dataset: Path, **changes: object) -> Path:
 
 def environment() -> dict[str, str]:
     """For child processes: one thread each, the working tree importable, no launcher's variables."""
-    kept = {k: v for k, v in os.environ.items() if k not in {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}}
+    kept = {
+        k: v
+        for k, v in os.environ.items()
+        if k not in {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}
+    }
     return {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
-def launch(*arguments: object, processes: int = 1, timeout: int = 240, **variables: str) -> subprocess.CompletedProcess[str]:
+def launch(
+    *arguments: object, processes: int = 1, timeout: int = 240, **variables: str
+) -> subprocess.CompletedProcess[str]:
     """Run `launcher.train` as `processes` real processes of torchrun (one: plain python)."""
     command = [sys.executable, "-m", "launcher.train"]
     if processes > 1:

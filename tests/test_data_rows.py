@@ -87,7 +87,9 @@ def test_labels_tell_the_truth_and_are_balanced(shape: str) -> None:
 
 
 def test_parts_of_a_split_document_are_one_document() -> None:
-    block = make_block([[20] * 30, [20] * 30])._replace(document_ids=np.array([9, 9], dtype=np.uint64))
+    block = make_block([[20] * 30, [20] * 30])._replace(
+        document_ids=np.array([9, 9], dtype=np.uint64)
+    )
     assert IS_RANDOM not in make_pairs(block, 64, key=1, vary_lengths=False).nsp_label
 
 

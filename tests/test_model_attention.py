@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from model.attention import Backend, attend, sequence_mask
+from model.attention import Backend, attend, drop_out, sequence_mask
 
 Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 BACKENDS: tuple[Backend, ...] = ("sdpa", "eager")
@@ -90,3 +91,32 @@ def test_dropout_keeps_the_expectation(backend: Backend) -> None:
     output = attend(query, key, torch.ones_like(key), mask, dropout=0.25, backend=backend)
     assert output.mean().item() == pytest.approx(1.0, abs=0.02)
     assert output.std().item() > 0.05
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("probability", [0.1, 0.5])
+def test_own_dropout_is_that_of_torch(dtype: torch.dtype, probability: float) -> None:
+    """Other zeros at the same rate (within 5 deviations), independent; the same other value."""
+    values = torch.ones(999, 1001, dtype=dtype, requires_grad=True)
+    torch.manual_seed(4)
+    mine, twin = drop_out(values, probability), F.dropout(values, probability)
+    torch.testing.assert_close(mine.unique(), twin.unique(), rtol=1e-4, atol=0)
+    zeros = mine.detach() == 0
+    tolerance = 5 * (probability * (1 - probability) / values.numel()) ** 0.5
+    assert zeros.float().mean().item() == pytest.approx(probability, abs=tolerance)
+    # Of values next to each other (they share a random number) both go at the rate squared.
+    for shift in (1, 2, 3, 4):
+        both = (zeros[:, shift:] & zeros[:, :-shift]).float().mean().item()
+        assert both == pytest.approx(probability**2, abs=tolerance)
+    (gradient,) = torch.autograd.grad(mine.sum(), values)
+    assert torch.equal(gradient, mine.detach())
+
+
+def test_dropout_of_nothing_and_none() -> None:
+    values = torch.randn(7, 3, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(drop_out(values, 0.0), values)
+    assert drop_out(values[:0], 0.1).shape == (0, 3)
+    torch.manual_seed(6)
+    first = drop_out(values, 0.5)
+    torch.manual_seed(6)
+    assert torch.equal(drop_out(values, 0.5), first)

@@ -25,7 +25,9 @@ def test_every_preset_is_read_and_names_its_command(preset: Path) -> None:
 
 
 def test_the_resolved_yaml_reproduces_the_run(tmp_path: Path) -> None:
-    config = load_config(PRESETS[0], ["optim.learning_rate=3e-4", "data.weights={first: 2, second: 1}"])
+    config = load_config(
+        PRESETS[0], ["optim.learning_rate=3e-4", "data.weights={first: 2, second: 1}"]
+    )
     written = tmp_path / "config.yaml"
     written.write_text(to_yaml(config), encoding="utf-8")
     assert load_config(written, []) == config
@@ -35,7 +37,9 @@ def test_the_resolved_yaml_reproduces_the_run(tmp_path: Path) -> None:
 def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
     preset = tiny_preset(tmp_path, tmp_path, steps="many", precison="bf16", keep_checkpoints=1)
     with pytest.raises(ValueError) as caught:
-        load_config(preset, ["optim.learning_rat=1e-3", "model.num_attention_heads=5", "data.num_lanes=12"])
+        load_config(
+            preset, ["optim.learning_rat=1e-3", "model.num_attention_heads=5", "data.num_lanes=12"]
+        )
     message = str(caught.value)
     for part in (
         "steps must be int, got 'many'",
@@ -51,7 +55,10 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
     ("changes", "expected"),
     [
         ({"optim": {"warmup_steps": 8}}, "warmup_steps 8 is not below steps 8"),
-        ({"data": {"sequence_length": 128}}, "sequence_length 128 is over model.max_position_embeddings 64"),
+        (
+            {"data": {"sequence_length": 128}},
+            "sequence_length 128 is over model.max_position_embeddings 64",
+        ),
         ({"keep_checkpoints": 1}, "keep_checkpoints 1 is below 2"),
         ({"micro_batch_size": 0}, "micro_batch_size 0 is below 1"),
         ({"optim": {"learning_rate": "1e-3x"}}, "optim.learning_rate must be float, got '1e-3x'"),
@@ -86,9 +93,16 @@ def test_unreadable_presets(tmp_path: Path) -> None:
 
 def test_what_may_change_between_jobs_of_a_run() -> None:
     config = to_dict(load_config(PRESETS[0], []))
-    other = to_dict(load_config(PRESETS[0], ["optim.learning_rate=9e-9", "log_every=7", "deepspeed=x.json"]))
-    assert differences(config, other) == [f"optim.learning_rate: {config['optim']['learning_rate']} -> 9e-09"]
-    flat = {*config, *(f"{k}.{inner}" for k, v in config.items() if isinstance(v, dict) for inner in v)}
+    other = to_dict(
+        load_config(PRESETS[0], ["optim.learning_rate=9e-9", "log_every=7", "deepspeed=x.json"])
+    )
+    assert differences(config, other) == [
+        f"optim.learning_rate: {config['optim']['learning_rate']} -> 9e-09"
+    ]
+    flat = {
+        *config,
+        *(f"{k}.{inner}" for k, v in config.items() if isinstance(v, dict) for inner in v),
+    }
     assert flat >= FREE_TO_CHANGE
 
 
@@ -96,7 +110,11 @@ def test_what_may_change_between_jobs_of_a_run() -> None:
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 def test_deepspeed_takes_every_json(path: Path, precision: str) -> None:
     resolved = resolve(
-        read_deepspeed_json(path), micro_batch_size=2, accumulation=3, clip_norm=1.0, precision=precision
+        read_deepspeed_json(path),
+        micro_batch_size=2,
+        accumulation=3,
+        clip_norm=1.0,
+        precision=precision,
     )
     parsed = deepspeed.DeepSpeedConfig(resolved)
     assert parsed.train_micro_batch_size_per_gpu == 2
@@ -109,17 +127,37 @@ def test_deepspeed_takes_every_json(path: Path, precision: str) -> None:
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ({"zero_optimisation": {"stage": 1}}, "unknown key 'zero_optimisation' (did you mean 'zero_optimization'?)"),
-        ({"zero_optimization": {"stage": 1, "reduce_bucket": 5}}, "'zero_optimization.reduce_bucket'"),
+        (
+            {"zero_optimisation": {"stage": 1}},
+            "unknown key 'zero_optimisation' (did you mean 'zero_optimization'?)",
+        ),
+        (
+            {"zero_optimization": {"stage": 1, "reduce_bucket": 5}},
+            "'zero_optimization.reduce_bucket'",
+        ),
         ({"zero_optimization": {"stage": 4}}, "stage must be 0, 1, 2 or 3"),
-        ({"zero_optimization": {"stage": 1}, "optimizer": {"type": "Adam"}}, "'optimizer' belongs to the preset"),
-        ({"zero_optimization": {"stage": 1}, "train_batch_size": 8}, "its home is global_batch_size"),
-        ({"zero_optimization": {"stage": 2, "reduce_bucket_size": "auto"}}, 'reduce_bucket_size is "auto"'),
-        ({"zero_optimization": {"stage": 0, "offload_optimizer": {"device": "cpu"}}}, "needs stage 1, 2 or 3"),
+        (
+            {"zero_optimization": {"stage": 1}, "optimizer": {"type": "Adam"}},
+            "'optimizer' belongs to the preset",
+        ),
+        (
+            {"zero_optimization": {"stage": 1}, "train_batch_size": 8},
+            "its home is global_batch_size",
+        ),
+        (
+            {"zero_optimization": {"stage": 2, "reduce_bucket_size": "auto"}},
+            'reduce_bucket_size is "auto"',
+        ),
+        (
+            {"zero_optimization": {"stage": 0, "offload_optimizer": {"device": "cpu"}}},
+            "needs stage 1, 2 or 3",
+        ),
         ([], "no JSON object"),
     ],
 )
-def test_a_json_that_deepspeed_would_misread_is_refused(tmp_path: Path, content: object, expected: str) -> None:
+def test_a_json_that_deepspeed_would_misread_is_refused(
+    tmp_path: Path, content: object, expected: str
+) -> None:
     path = tmp_path / "ds.json"
     path.write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(ValueError) as caught:
@@ -137,7 +175,16 @@ def test_missing_and_broken_json(tmp_path: Path) -> None:
 
 def test_learning_rate_by_hand() -> None:
     linear = OptimConfig(learning_rate=1.0, warmup_steps=4, schedule="linear")
-    assert [lr_at(step, linear, 8) for step in range(8)] == [0.25, 0.5, 0.75, 1.0, 1.0, 0.75, 0.5, 0.25]
+    assert [lr_at(step, linear, 8) for step in range(8)] == [
+        0.25,
+        0.5,
+        0.75,
+        1.0,
+        1.0,
+        0.75,
+        0.5,
+        0.25,
+    ]
     cosine = OptimConfig(learning_rate=2.0, warmup_steps=0, schedule="cosine", final_fraction=0.1)
     assert lr_at(0, cosine, 10) == 2.0
     assert lr_at(5, cosine, 10) == pytest.approx(2 * (0.1 + 0.9 * 0.5))

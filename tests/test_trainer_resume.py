@@ -26,7 +26,9 @@ def kill_at_step(preset: Path, run: Path, step: int, processes: int) -> None:
         "-m", "launcher.train", str(preset),
     ]  # fmt: skip
     with (run.parent / "killed.log").open("a") as log:
-        process = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment(), stdout=log, stderr=log, start_new_session=True
+        )
         deadline = time.monotonic() + 200
         while time.monotonic() < deadline and process.poll() is None:
             metrics = run / "metrics.jsonl"
@@ -34,7 +36,9 @@ def kill_at_step(preset: Path, run: Path, step: int, processes: int) -> None:
                 break
             time.sleep(0.01)
         else:
-            pytest.fail(f"step {step} was not reached: " + (run.parent / "killed.log").read_text()[-3000:])
+            pytest.fail(
+                f"step {step} was not reached: " + (run.parent / "killed.log").read_text()[-3000:]
+            )
         os.killpg(process.pid, signal.SIGKILL)
         # the workers are in sessions of their own
         for pid in workers_of(str(preset)):
@@ -58,10 +62,23 @@ def workers_of(preset: str) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("stage", "precision"), [("zero0", "fp32"), ("zero1", "bf16"), ("zero2", "bf16"), ("zero3", "bf16"), ("zero3_offload", "fp32")]
+    ("stage", "precision"),
+    [
+        ("zero0", "fp32"),
+        ("zero1", "bf16"),
+        ("zero2", "bf16"),
+        ("zero3", "bf16"),
+        ("zero3_offload", "fp32"),
+    ],
 )
-def test_killed_at_three_steps_and_bitwise_the_same(stage: str, precision: str, tiny_dataset: Path, tmp_path: Path) -> None:
-    changes = {"steps": STEPS, "precision": precision, "deepspeed": str(ROOT / "ds_configs" / f"{stage}.json")}
+def test_killed_at_three_steps_and_bitwise_the_same(
+    stage: str, precision: str, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    changes = {
+        "steps": STEPS,
+        "precision": precision,
+        "deepspeed": str(ROOT / "ds_configs" / f"{stage}.json"),
+    }
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
     for folder in (unbroken, broken):
         folder.mkdir()
@@ -75,21 +92,36 @@ def test_killed_at_three_steps_and_bitwise_the_same(stage: str, precision: str, 
     assert "resuming from" in last.stdout
     assert curve(broken / "run") == curve(unbroken / "run")
     assert [m["step"] for m in read_metrics(broken / "run")] == list(range(1, STEPS + 1))
-    last_checkpoints = [p / "run" / "checkpoints" / f"step-{STEPS:08d}" / "hf" / "model.safetensors" for p in (unbroken, broken)]
+    last_checkpoints = [
+        p / "run" / "checkpoints" / f"step-{STEPS:08d}" / "hf" / "model.safetensors"
+        for p in (unbroken, broken)
+    ]
     assert last_checkpoints[0].read_bytes() == last_checkpoints[1].read_bytes()
 
 
-def test_other_world_sizes_stages_and_micro_batches_go_on(tiny_dataset: Path, tmp_path: Path) -> None:
-    """2 processes at ZeRO 2, then 4 at ZeRO 3, then 1 at ZeRO 0: the same rows, and the same loss but for rounding."""
+def test_other_world_sizes_stages_and_micro_batches_go_on(
+    tiny_dataset: Path, tmp_path: Path
+) -> None:
+    """2 processes at ZeRO 2, 4 at ZeRO 3, 1 at ZeRO 0: the same rows, the loss but for rounding."""
     (tmp_path / "unbroken").mkdir()
     (tmp_path / "elastic").mkdir()
     assert launch(tiny_preset(tmp_path / "unbroken", tiny_dataset, steps=STEPS)).returncode == 0
     preset = tiny_preset(tmp_path / "elastic", tiny_dataset, steps=STEPS)
     run = tmp_path / "elastic" / "run"
     kill_at_step(preset, run, 4, processes=2)
-    preset = tiny_preset(tmp_path / "elastic", tiny_dataset, steps=STEPS, deepspeed=str(ROOT / "ds_configs" / "zero3.json"))
+    preset = tiny_preset(
+        tmp_path / "elastic",
+        tiny_dataset,
+        steps=STEPS,
+        deepspeed=str(ROOT / "ds_configs" / "zero3.json"),
+    )
     kill_at_step(preset, run, 10, processes=4)
-    preset = tiny_preset(tmp_path / "elastic", tiny_dataset, steps=STEPS, deepspeed=str(ROOT / "ds_configs" / "zero0.json"))
+    preset = tiny_preset(
+        tmp_path / "elastic",
+        tiny_dataset,
+        steps=STEPS,
+        deepspeed=str(ROOT / "ds_configs" / "zero0.json"),
+    )
     last = launch(preset)
     assert last.returncode == 0, last.stderr
     ours, theirs = read_metrics(run), read_metrics(tmp_path / "unbroken" / "run")

@@ -6,8 +6,9 @@
         hf/                                      the model as `transformers` loads it
         MANIFEST.json                            size and sha256 of every file, written last
 
-Every rank writes its share of the tensors; nothing in the files depends on ZeRO stage or world size, and
-nothing in them is a pickle. The folder is written under a temporary name, and one rename publishes it.
+Every rank writes its share of the tensors; nothing in the files depends on ZeRO stage or world
+size, and nothing in them is a pickle. The folder is written under a temporary name, and one rename
+publishes it.
 """
 
 import json
@@ -58,31 +59,34 @@ def list_checkpoints(run_dir: Path) -> list[Path]:
 
 
 def save(
-    run_dir: Path, state: TrainState, facts: dict[str, Any], named: NamedState, world: World, *, write_hf: WriteHf, keep: int
+    run_dir: Path, document: dict[str, Any], named: NamedState, world: World, write_hf: WriteHf
 ) -> Path:
-    """Write and publish the checkpoint of `state`, then delete all but the newest `keep`. Collective.
+    """Write and publish one checkpoint. Collective.
 
-    facts: what else state.json records (configuration, dataset digest). When any rank fails, all raise
-    the same OSError or ValueError, nothing is published, and older checkpoints are as they were.
+    document: for state.json: a TrainState's JSON and what else is to be compared at resume. When any
+    rank fails, all raise the same error, nothing is published, and older checkpoints stay as they were.
     """
-    folder = checkpoints_folder(run_dir)
-    final = folder / name_of(state.step)
-    temporary = folder / world.broadcast(f".tmp-{name_of(state.step)}-{uuid.uuid4().hex[:8]}")
+    final = checkpoints_folder(run_dir) / name_of(document["step"])
+    temporary = final.with_name(world.broadcast(f".tmp-{final.name}-{uuid.uuid4().hex[:8]}"))
     num_parameters = sum(named.shape(name).numel() for name in named.parameters)
-    document = {"format": FORMAT, **state.to_json(), "optimizer_step": named.optimizer_step, **facts}
+    document = {"format": FORMAT, "optimizer_step": named.optimizer_step, **document}
     try:
         _agree(world, _prepare, temporary, num_parameters * BYTES_PER_PARAMETER, world)
         mine, weights = _gather(named, world)
-        hashes = _agree(world, _write_files, temporary, mine, weights if world.is_main else None, (document, write_hf, world))
-        _agree(world, _publish, temporary, final, {k: v for part in hashes for k, v in part.items()}, world)
+        contents = {"document": document, "weights": weights, "write_hf": write_hf}
+        written = _agree(world, _write_files, temporary, mine, contents, world)
+        _agree(world, _publish, temporary, final, written, world)
     except (OSError, ValueError):
         if world.is_main:
             shutil.rmtree(temporary, ignore_errors=True)
         raise
-    if world.is_main:
-        for old in list_checkpoints(run_dir)[:-keep]:
-            remove_folder(old)
     return final
+
+
+def prune(run_dir: Path, keep: int) -> None:
+    """Delete all but the newest `keep` checkpoints. Rank 0 only."""
+    for old in list_checkpoints(run_dir)[:-keep]:
+        remove_folder(old)
 
 
 def _agree(world: World, action: Any, *arguments: Any) -> list[Any]:
@@ -109,7 +113,9 @@ def _prepare(temporary: Path, needed_bytes: int, world: World) -> None:
     temporary.mkdir()
 
 
-def _gather(named: NamedState, world: World) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+def _gather(
+    named: NamedState, world: World
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """This rank's share of all tensors, and on rank 0 every master weight. Collective."""
     mine: dict[str, torch.Tensor] = {}
     weights: dict[str, torch.Tensor] = {}
@@ -125,7 +131,9 @@ def _gather(named: NamedState, world: World) -> tuple[dict[str, torch.Tensor], d
             if part == "master" and world.is_main:
                 weights[name] = value.cpu()
     if not_finite:
-        raise ValueError(f"NaN or infinity in {', '.join(not_finite[:5])}: no checkpoint is written of this")
+        raise ValueError(
+            f"NaN or infinity in {', '.join(not_finite[:5])}: no checkpoint is written of this"
+        )
     return mine, weights
 
 
@@ -140,25 +148,31 @@ def share_out(sizes: dict[str, int], world_size: int) -> dict[str, int]:
 
 
 def _write_files(
-    folder: Path, mine: dict[str, torch.Tensor], weights: dict[str, torch.Tensor] | None, rest: tuple
+    folder: Path, mine: dict[str, torch.Tensor], contents: dict[str, Any], world: World
 ) -> dict[str, dict[str, Any]]:
     """Write, sync and hash this rank's files. Returns {relative path: {bytes, sha256}}."""
-    document, write_hf, world = rest
     shard = folder / f"train_state-{world.rank:05d}-of-{world.size:05d}.safetensors"
     save_file(mine, shard)
     paths = [shard]
-    if weights is not None:
-        (folder / "state.json").write_text(json.dumps(document), encoding="utf-8")
-        write_hf(weights, folder / "hf")
-        paths += [folder / "state.json", *sorted(p for p in (folder / "hf").rglob("*") if p.is_file())]
+    if world.is_main:
+        state, hf = folder / "state.json", folder / "hf"
+        state.write_text(json.dumps(contents["document"]), encoding="utf-8")
+        contents["write_hf"](contents["weights"], hf)
+        paths += [state, *sorted(path for path in hf.rglob("*") if path.is_file())]
     for path in paths:
         sync_file(path)
-    return {str(p.relative_to(folder)): {"bytes": p.stat().st_size, "sha256": sha256_of(p)} for p in paths}
+    return {
+        str(p.relative_to(folder)): {"bytes": p.stat().st_size, "sha256": sha256_of(p)}
+        for p in paths
+    }
 
 
-def _publish(temporary: Path, final: Path, files: dict[str, dict[str, Any]], world: World) -> None:
+def _publish(
+    temporary: Path, final: Path, written: list[dict[str, dict[str, Any]]], world: World
+) -> None:
     if not world.is_main:
         return
+    files = {name: facts for part in written for name, facts in part.items()}
     manifest = {"format": FORMAT, "files": dict(sorted(files.items()))}
     write_atomically(temporary / "MANIFEST.json", json.dumps(manifest, indent=1))
     if (temporary / "hf").is_dir():
@@ -185,7 +199,9 @@ def problems_of(folder: Path) -> list[str]:
         if not path.is_file():
             problems.append(f"{path} is missing")
         elif path.stat().st_size != expected["bytes"]:
-            problems.append(f"{path} has {path.stat().st_size} bytes, the manifest says {expected['bytes']}")
+            problems.append(
+                f"{path} has {path.stat().st_size} bytes, the manifest says {expected['bytes']}"
+            )
         elif (found := sha256_of(path)) != expected["sha256"]:
             problems.append(f"{path} has sha256 {found}, the manifest says {expected['sha256']}")
     return problems
@@ -194,8 +210,8 @@ def problems_of(folder: Path) -> list[str]:
 def newest_valid(run_dir: Path, world: World) -> Path | None:
     """The newest checkpoint that verifies, the same on every rank; None when there is none at all.
 
-    Rank 0 looks and reports each rejected one. ValueError when there are checkpoints and none is valid:
-    a run never starts from nothing beside its own, damaged past. Collective.
+    Rank 0 looks and reports each rejected one. ValueError when there are checkpoints and none is
+    valid: a run never starts from nothing beside its own, damaged past. Collective.
     """
     found: Path | None = None
     rejected: list[str] = []
@@ -206,11 +222,16 @@ def newest_valid(run_dir: Path, world: World) -> Path | None:
                 found = folder
                 break
             rejected += problems
-            print(f"checkpoint {folder.name} is damaged and left aside: " + "; ".join(problems), flush=True)
+            print(
+                f"checkpoint {folder.name} is damaged and left aside: " + "; ".join(problems),
+                flush=True,
+            )
     found, rejected = world.broadcast((found, rejected))
     if found is None and rejected:
         raise ValueError(
-            f"no checkpoint of {run_dir} is intact: " + "; ".join(rejected[:5]) + ". Restore one, or delete "
+            f"no checkpoint of {run_dir} is intact: "
+            + "; ".join(rejected[:5])
+            + ". Restore one, or delete "
             f"{checkpoints_folder(run_dir)} to start over."
         )
     return found
@@ -220,7 +241,9 @@ def read_state(folder: Path) -> dict[str, Any]:
     """state.json of a verified checkpoint."""
     document = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     if document.get("format") != FORMAT:
-        raise ValueError(f"{folder} has format {document.get('format')!r}, this version reads {FORMAT!r}")
+        raise ValueError(
+            f"{folder} has format {document.get('format')!r}, this version reads {FORMAT!r}"
+        )
     return document
 
 

@@ -45,14 +45,18 @@ class RunConfig:
             if getattr(self, name) < 0:
                 problems.append(f"{name} {getattr(self, name)} is negative")
         if self.keep_checkpoints < 2:
-            problems.append(f"keep_checkpoints {self.keep_checkpoints} is below 2: one may prove damaged")
+            problems.append(
+                f"keep_checkpoints {self.keep_checkpoints} is below 2: one may prove damaged"
+            )
         if self.data.sequence_length > self.model.max_position_embeddings:
             problems.append(
                 f"data.sequence_length {self.data.sequence_length} is over model.max_position_embeddings "
                 f"{self.model.max_position_embeddings}"
             )
         if self.optim.warmup_steps >= self.steps:
-            problems.append(f"optim.warmup_steps {self.optim.warmup_steps} is not below steps {self.steps}")
+            problems.append(
+                f"optim.warmup_steps {self.optim.warmup_steps} is not below steps {self.steps}"
+            )
         if problems:
             raise ValueError("; ".join(problems))
 
@@ -60,8 +64,9 @@ class RunConfig:
 # What may differ between the jobs of one run: it changes neither the rows nor, but for rounding, the curve.
 FREE_TO_CHANGE = frozenset(
     {
-        "dir", "deepspeed", "micro_batch_size", "log_every", "eval_every", "eval_rows", "save_every", "keep_checkpoints",
-        "data.path", "data.num_workers", "model.attention", "model.activation_checkpointing",
+        "dir", "deepspeed", "micro_batch_size", "log_every", "eval_every", "eval_rows", "save_every",
+        "keep_checkpoints", "data.path", "data.num_workers",
+        "model.attention", "model.activation_checkpointing",
     }
 )  # fmt: skip
 
@@ -69,8 +74,8 @@ FREE_TO_CHANGE = frozenset(
 def load_config(preset: Path, overrides: list[str]) -> RunConfig:
     """Read a YAML preset and apply `a.b=value` overrides.
 
-    ValueError, all problems in one message: unreadable file, unknown or missing keys, wrong types, and
-    whatever the sections themselves refuse.
+    ValueError, all problems in one message: unreadable file, unknown or missing keys, wrong types,
+    and whatever the sections themselves refuse.
     """
     if not preset.is_file():
         raise ValueError(f"preset {preset} does not exist")
@@ -114,7 +119,9 @@ def _build(kind: type, values: Any, prefix: str, problems: list[str]) -> Any:
         if name in values:
             arguments[name] = _convert(hints[name], values[name], prefix + name, problems)
         elif dataclasses.is_dataclass(hints[name]):
-            arguments[name] = _build(typing.cast(type, hints[name]), {}, f"{prefix}{name}.", problems)
+            arguments[name] = _build(
+                typing.cast(type, hints[name]), {}, f"{prefix}{name}.", problems
+            )
         elif field.default is dataclasses.MISSING:
             problems.append(f"missing key {prefix}{name}")
     if len(problems) > before:
@@ -148,7 +155,11 @@ def _matches(hint: Any, value: Any) -> bool:
             _matches(key_hint, k) and _matches(value_hint, v) for k, v in value.items()
         )
     if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
+        return (
+            isinstance(value, int | float)
+            and not isinstance(value, bool)
+            and abs(value) < float("inf")
+        )
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, hint)

@@ -1,8 +1,8 @@
 """A DeepSpeed JSON and the run's own numbers in, the configuration given to DeepSpeed out.
 
-DeepSpeed ignores misspelt top-level keys and drops "auto" without a word, and it takes some numbers from
-either side. So each number has one home: what DeepSpeed alone owns is in the JSON, the rest in the preset,
-and a JSON that says more is refused.
+DeepSpeed ignores misspelt top-level keys and drops "auto" without a word, and it takes some
+numbers from either side. So each number has one home: what DeepSpeed alone owns is in the JSON,
+the rest in the preset, and a JSON that says more is refused.
 """
 
 import difflib
@@ -27,12 +27,19 @@ IN_THE_PRESET = {
     "checkpoint": "nothing: the run writes its own",
     "activation_checkpointing": "model.activation_checkpointing",
 }
-ALLOWED = ("zero_optimization", "communication_data_type", "prescale_gradients", "comms_logger", "wall_clock_breakdown", "memory_breakdown")
+ALLOWED = (
+    "zero_optimization",
+    "communication_data_type",
+    "prescale_gradients",
+    "comms_logger",
+    "wall_clock_breakdown",
+    "memory_breakdown",
+)
 ALLOWED_ZERO = (
-    "stage", "allgather_partitions", "allgather_bucket_size", "overlap_comm", "reduce_scatter", "reduce_bucket_size",
-    "contiguous_gradients", "offload_optimizer", "offload_param", "sub_group_size", "round_robin_gradients",
-    "stage3_max_live_parameters", "stage3_max_reuse_distance", "stage3_prefetch_bucket_size",
-    "stage3_param_persistence_threshold",
+    "stage", "allgather_partitions", "allgather_bucket_size", "overlap_comm", "reduce_scatter",
+    "reduce_bucket_size", "contiguous_gradients", "offload_optimizer", "offload_param",
+    "sub_group_size", "round_robin_gradients", "stage3_max_live_parameters",
+    "stage3_max_reuse_distance", "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold",
 )  # fmt: skip
 
 
@@ -59,7 +66,9 @@ def _problems(config: dict[str, Any]) -> list[str]:
             problems.append(f"{key!r} belongs to the preset (its home is {IN_THE_PRESET[key]})")
         elif key not in ALLOWED:
             problems.append(f"unknown key {key!r}{suggestion(key, ALLOWED)}")
-        problems += [f"{path} is \"auto\", which DeepSpeed drops: write a value" for path in _autos(key, value)]
+        problems += [
+            f'{path} is "auto", which DeepSpeed drops: write a value' for path in _autos(key, value)
+        ]
     zero = config.get("zero_optimization")
     if not isinstance(zero, dict) or zero.get("stage") not in (0, 1, 2, 3):
         return [*problems, "zero_optimization.stage must be 0, 1, 2 or 3"]
@@ -95,8 +104,8 @@ def resolve(
 ) -> dict[str, Any]:
     """The whole configuration for `deepspeed.initialize`; `config` is left as it is.
 
-    Gradients are summed in fp32 across micro-batches wherever DeepSpeed can (stages 1-3): its default,
-    bf16, loses about 2 % of the gradient over 128 micro-batches.
+    Gradients are summed in fp32 across micro-batches wherever DeepSpeed can (stages 1-3): its
+    default, bf16, loses about 2 % of the gradient over 128 micro-batches.
     """
     resolved = {
         **config,

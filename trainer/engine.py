@@ -1,7 +1,8 @@
 """A model, an optimizer and a DeepSpeed configuration in, a ready engine and its named state out.
 
-`NamedState` reads and writes fp32 master weights and Adam moments by parameter name, whatever the ZeRO
-stage: what a checkpoint holds has no partition in it, so it continues at any stage and world size.
+`NamedState` reads and writes fp32 master weights and Adam moments by parameter name, whatever the
+ZeRO stage: what a checkpoint holds has no partition in it, so it continues at any stage and world
+size.
 """
 
 import os
@@ -16,6 +17,7 @@ import torch.distributed as dist
 
 from trainer.world import COLLECTIVE_TIMEOUT, World, device_of, read_environment
 
+Engine = Any  # deepspeed.DeepSpeedEngine, whose attributes no type checker can follow
 MOMENTS = ("exp_avg", "exp_avg_sq")
 Part = Literal["master", "exp_avg", "exp_avg_sq"]
 
@@ -25,7 +27,9 @@ def start_world() -> World:
     rank, size, local_rank = read_environment()
     device = device_of(local_rank)
     if size == 1 and "RANK" not in os.environ:
-        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+        os.environ.update(
+            RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="0"
+        )
     _leave_out_shared_memory_op()
     backend = "nccl" if device.type == "cuda" else "gloo"
     # MASTER_PORT 0 lets a single process take any free port.
@@ -39,8 +43,9 @@ def start_world() -> World:
 def _leave_out_shared_memory_op() -> None:
     """DeepSpeed compiles a C++ op at start on CPUs that only its inference uses.
 
-    A process killed meanwhile leaves a lock behind, and every later DeepSpeed run of the account then
-    waits for it for ever without a word. Nothing else is compiled here; were it, then in a folder of its own.
+    A process killed meanwhile leaves a lock behind, and every later DeepSpeed run of the account
+    then waits for it for ever without a word. Nothing else is compiled here; were it, then in a
+    folder of its own.
     """
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     own = Path(tempfile.gettempdir()) / f"torch-extensions-{os.getuid()}-{os.getpid()}"
@@ -49,14 +54,16 @@ def _leave_out_shared_memory_op() -> None:
 
 def build_engine(
     model: torch.nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any]
-) -> deepspeed.DeepSpeedEngine:
+) -> Engine:
     """Wrap a model whose exact fp32 weights are kept as master weights. Collective.
 
-    DeepSpeed makes masters from weights it has already rounded to bf16, and some stages have made an
-    Adam step with zero gradients by now: both are put right here.
+    DeepSpeed makes masters from weights it has already rounded to bf16, and some stages have made
+    an Adam step with zero gradients by now: both are put right here.
     """
     weights = {name: p.detach().clone() for name, p in model.named_parameters()}
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
+    engine, *_ = deepspeed.initialize(
+        model=model, optimizer=optimizer, config=config, dist_init_required=False
+    )
     state = NamedState(engine)
     state.begin_load(optimizer_step=0)
     for name, value in weights.items():
@@ -68,11 +75,15 @@ def build_engine(
 class NamedState:
     """Master weights and Adam moments of an engine, by parameter name. Every method is collective."""
 
-    def __init__(self, engine: deepspeed.DeepSpeedEngine) -> None:
+    def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.stage = engine.zero_optimization_stage()
-        self.parameters = dict(engine.module.named_parameters())  # tied weights appear once
-        self.base: Any = engine.basic_optimizer  # torch's optimizer, over flat partitions for stages 1-3
+        self.parameters: dict[str, Any] = dict(
+            engine.module.named_parameters()
+        )  # tied weights appear once
+        self.base: Any = (
+            engine.basic_optimizer
+        )  # torch's optimizer, over flat partitions for stages 1-3
         self.wrapper: Any = engine.optimizer
 
     def shape(self, name: str) -> torch.Size:
@@ -105,7 +116,9 @@ class NamedState:
         """Give every parameter the optimizer owns zero moments and a step count. Then `load` each."""
         for owned in self._owned_by_optimizer():
             self.base.state[owned] = {
-                "step": torch.tensor(float(optimizer_step), dtype=torch.float32, device=owned.device),
+                "step": torch.tensor(
+                    float(optimizer_step), dtype=torch.float32, device=owned.device
+                ),
                 **{key: torch.zeros_like(owned, dtype=torch.float32) for key in MOMENTS},
             }
         if self.stage in (1, 2):
@@ -116,7 +129,9 @@ class NamedState:
         """Write one full fp32 tensor; each rank keeps its own part of it."""
         parameter = self.parameters[name]
         if value.shape != self.shape(name):
-            raise ValueError(f"{part} of {name} has shape {tuple(value.shape)}, not {tuple(self.shape(name))}")
+            raise ValueError(
+                f"{part} of {name} has shape {tuple(value.shape)}, not {tuple(self.shape(name))}"
+            )
         if self.stage == 0:
             master = self._masters_of_stage_0()[parameter]
             target = master.data if part == "master" else self.base.state[master][part]
@@ -133,7 +148,9 @@ class NamedState:
         if self.stage != 3:
             return
         for low, high in zip(
-            self.wrapper.fp16_partitioned_groups_flat, self.wrapper.fp32_partitioned_groups_flat, strict=True
+            self.wrapper.fp16_partitioned_groups_flat,
+            self.wrapper.fp32_partitioned_groups_flat,
+            strict=True,
         ):
             low.data.copy_(high.data)
         persistent = self.wrapper.persistent_parameters
@@ -158,7 +175,9 @@ class NamedState:
         target, _ = self.wrapper._get_fp32_opt_state_partition(
             parameter, release_swap_buffers=False, optim_state_key=_key(part)
         )
-        flat = torch.zeros(target.numel() * dist.get_world_size(), dtype=torch.float32, device=value.device)
+        flat = torch.zeros(
+            target.numel() * dist.get_world_size(), dtype=torch.float32, device=value.device
+        )
         flat[: value.numel()] = value.flatten()
         target.data.copy_(flat.narrow(0, target.numel() * dist.get_rank(), target.numel()))
 
@@ -167,12 +186,12 @@ def _key(part: Part) -> str | None:
     return None if part == "master" else part
 
 
-def set_learning_rate(engine: deepspeed.DeepSpeedEngine, learning_rate: float) -> None:
+def set_learning_rate(engine: Engine, learning_rate: float) -> None:
     for group in engine.optimizer.param_groups:
         group["lr"] = learning_rate
 
 
-def step(engine: deepspeed.DeepSpeedEngine) -> None:
+def step(engine: Engine) -> None:
     """`engine.step()`: updates the weights after the last micro-batch, else does nothing.
 
     At stage 0 in fp32 DeepSpeed clips the gradient without telling its norm: it is noted here.
@@ -183,6 +202,6 @@ def step(engine: deepspeed.DeepSpeedEngine) -> None:
     engine.step()
 
 
-def gradient_norm(engine: deepspeed.DeepSpeedEngine) -> float:
+def gradient_norm(engine: Engine) -> float:
     """Global norm of the last step's gradient, before clipping."""
     return float(engine.get_global_grad_norm())

@@ -15,7 +15,13 @@ CHANCE_NSP_LOSS = math.log(2)  # of a coin flip
 
 
 def evaluate(
-    engine: torch.nn.Module, dataset: Dataset, data: DataConfig, reader: Reader, world: World, *, num_rows: int
+    engine: torch.nn.Module,
+    dataset: Dataset,
+    data: DataConfig,
+    reader: Reader,
+    world: World,
+    *,
+    num_rows: int,
 ) -> dict[str, float]:
     """Held-out losses in nats and accuracies in 0..1, on the same rows and masks every time. Collective."""
     totals = torch.zeros(len(Losses._fields), dtype=torch.float64, device=world.device)

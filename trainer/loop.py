@@ -15,16 +15,23 @@ from model.bert import BertForPreTraining
 from model.flops import flops_per_step, num_parameters, peak_flops
 from model.heads import Losses
 from model.hf import export_hf
-from trainer.checkpoint import newest_valid, read_state, restore, save
+from trainer.checkpoint import newest_valid, prune, read_state, restore, save
 from trainer.config import RunConfig, differences, to_dict
 from trainer.ds import read_deepspeed_json, resolve
-from trainer.engine import NamedState, build_engine, gradient_norm, set_learning_rate, start_world, step
+from trainer.engine import (
+    NamedState,
+    build_engine,
+    gradient_norm,
+    set_learning_rate,
+    start_world,
+    step,
+)
 from trainer.evaluation import CHANCE_NSP_LOSS, evaluate
 from trainer.metrics import Metrics
 from trainer.model_card import model_card
 from trainer.optim import build_optimizer, lr_at
 from trainer.run_folder import claim, own
-from trainer.state import TrainState, merge_ranks
+from trainer.state import TrainState, merge_ranks, moved_lanes
 from trainer.world import World
 
 
@@ -69,8 +76,12 @@ def train(run: RunConfig) -> None:
                 step(engine)  # DeepSpeed steps on the last micro-batch
                 metrics.add(losses)
             cursors = {lane: cursor for item in items for lane, cursor in item.cursors.items()}
-            state = state.advance(run.global_batch_size, counts.num_tokens, counts.rows_digest, cursors)
-            metrics.add_step(data_wait_seconds=data_wait_seconds, flops=flops_of(run, dataset, counts))
+            state = state.advance(
+                run.global_batch_size, counts.num_tokens, counts.rows_digest, cursors
+            )
+            metrics.add_step(
+                data_wait_seconds=data_wait_seconds, flops=flops_of(run, dataset, counts)
+            )
             done = state.step == run.steps
             if done or state.step % run.log_every == 0:
                 metrics.log(state, learning_rate, gradient_norm(engine))  # collective
@@ -83,11 +94,15 @@ def train(run: RunConfig) -> None:
             metrics.resume(paused_at)
 
 
-def prepare(run: RunConfig, world: World, stack: ExitStack) -> tuple[Reader, Dataset, dict[str, Any]]:
+def prepare(
+    run: RunConfig, world: World, stack: ExitStack
+) -> tuple[Reader, Dataset, dict[str, Any]]:
     """Check everything that can be checked before the first step, and take the run's folder. Collective."""
     problem, result = None, None
     try:
-        reader = Reader(world.rank, world.size, run.micro_batch_size, run.global_batch_size, run.seed)
+        reader = Reader(
+            world.rank, world.size, run.micro_batch_size, run.global_batch_size, run.seed
+        )
         dataset = Dataset.open(Path(run.data.path))
         training_sources(dataset, run.data)
         config = resolve(
@@ -143,8 +158,8 @@ def count(items: list[StreamItem], world: World) -> StepCounts:
 def objective(losses: Losses, counts: StepCounts) -> torch.Tensor:
     """This micro-batch's part of the step's loss: mean over *all* masked tokens plus mean over *all* pairs.
 
-    A mean of micro-batch means would weigh tokens by how many others share their micro-batch, and the
-    curve would depend on world size and accumulation.
+    A mean of micro-batch means would weigh tokens by how many others share their micro-batch, and
+    the curve would depend on world size and accumulation.
     """
     mlm = losses.mlm_loss_sum / max(1, counts.num_masked)
     nsp = losses.nsp_loss_sum / max(1, counts.num_pairs)
@@ -168,16 +183,29 @@ def flops_of(run: RunConfig, dataset: Dataset, counts: StepCounts) -> int:
 
 
 def peak_of(world: World) -> float | None:
-    return peak_flops(torch.cuda.get_device_name(world.device)) if world.device.type == "cuda" else None
+    return (
+        peak_flops(torch.cuda.get_device_name(world.device))
+        if world.device.type == "cuda"
+        else None
+    )
 
 
 def save_checkpoint(
-    run: RunConfig, dataset: Dataset, state: TrainState, started_from: StreamState, named: NamedState, world: World
+    run: RunConfig,
+    dataset: Dataset,
+    state: TrainState,
+    started_from: StreamState,
+    named: NamedState,
+    world: World,
 ) -> None:
     """Merge the ranks' cursors and write everything. Collective."""
-    merged = merge_ranks(world.gather(state), started_from)
+    merged = merge_ranks(state, world.gather(moved_lanes(state, started_from)))
     card = model_card(
-        run, dataset.manifest, state.step, state.num_tokens, num_parameters(run.model, dataset.vocab_size)
+        run,
+        dataset.manifest,
+        state.step,
+        state.num_tokens,
+        num_parameters(run.model, dataset.vocab_size),
     )
 
     def write_hf(weights: dict[str, torch.Tensor], folder: Path) -> None:
@@ -190,9 +218,10 @@ def save_checkpoint(
             model_card=card,
         )
 
-    facts = {"config": to_dict(run), "dataset_digest": dataset.digest}
-    folder = save(Path(run.dir), merged, facts, named, world, write_hf=write_hf, keep=run.keep_checkpoints)
+    document = {**merged.to_json(), "config": to_dict(run), "dataset_digest": dataset.digest}
+    folder = save(Path(run.dir), document, named, world, write_hf)
     if world.is_main:
+        prune(Path(run.dir), run.keep_checkpoints)
         print(f"saved {folder}", flush=True)
 
 
@@ -202,8 +231,10 @@ def announce(run: RunConfig, dataset: Dataset, state: TrainState, world: World) 
         return
     entropy = dataset.manifest["unigram_entropy_nats"]
     print(
-        f"{num_parameters(run.model, dataset.vocab_size):,} parameters, {run.precision}, {run.model.attention} attention, "
-        f"{world.size} x {world.device.type}, steps {state.step} to {run.steps} of {run.global_batch_size} rows\n"
+        f"{num_parameters(run.model, dataset.vocab_size):,} parameters, {run.precision}, "
+        f"{run.model.attention} attention, "
+        f"{world.size} x {world.device.type}, steps {state.step} to {run.steps} of "
+        f"{run.global_batch_size} rows\n"
         f"an mlm loss below {entropy:.3f} (the corpus's unigram entropy) means that context is used; "
         f"nsp at chance is {CHANCE_NSP_LOSS:.3f}",
         flush=True,

@@ -17,6 +17,7 @@ from trainer.files import write_atomically
 from trainer.state import TrainState
 from trainer.world import World
 
+LEARNED = ("loss", "mlm_loss", "mlm_accuracy", "nsp_loss", "nsp_accuracy")
 # TensorBoard tag of each logged value. What a person looks for comes first.
 TAGS = {
     "loss": "train/loss",
@@ -37,7 +38,15 @@ TAGS = {
 class Metrics:
     """Collects over a window of steps; `log` is the one place where training waits for the device."""
 
-    def __init__(self, run_dir: Path, world: World, start: TrainState, *, num_steps: int, peak_flops: float | None) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        world: World,
+        start: TrainState,
+        *,
+        num_steps: int,
+        peak_flops: float | None,
+    ) -> None:
         self.world, self.num_steps, self.peak_flops = world, num_steps, peak_flops
         self._totals = torch.zeros(len(Losses._fields), dtype=torch.float64, device=world.device)
         self._data_wait_seconds, self._flops = 0.0, 0
@@ -51,7 +60,12 @@ class Metrics:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if self._file and self._writer:
             self._file.close()
             self._writer.close()
@@ -73,9 +87,9 @@ class Metrics:
         values = {"step": state.step, **averages(totals)}
         if not math.isfinite(values["loss"]):
             raise ValueError(
-                f"the loss is {values['loss']} at step {state.step} (gradient norm {grad_norm}): training stops, "
-                "and nothing is saved of it. Lower optim.learning_rate or raise optim.warmup_steps; the same command "
-                "goes on from the last checkpoint."
+                f"the loss is {values['loss']} at step {state.step} (gradient norm {grad_norm}): "
+                "training stops, and nothing is saved of it. Lower optim.learning_rate or raise "
+                "optim.warmup_steps; the same command goes on from the last checkpoint."
             )
         seconds = time.perf_counter() - self._window_start
         steps = state.step - self._window_state.step
@@ -98,11 +112,15 @@ class Metrics:
 
     def log_evaluation(self, step: int, values: dict[str, float]) -> None:
         """Held-out results. The time they took is not counted against the steps."""
-        self._write({"kind": "heldout", "step": step, **values}, {name: f"heldout/{name}" for name in values})
+        self._write(
+            {"kind": "heldout", "step": step, **values},
+            {name: f"heldout/{name}" for name in values},
+        )
+        shown = dict.fromkeys(LEARNED, math.nan) | values
         self._print(
-            f"held out at step {step}: loss {values['loss']:.4f}"
-            + f"  mlm {values.get('mlm_loss', math.nan):.4f} ({values.get('mlm_accuracy', math.nan):.1%} right)"
-            + f"  nsp {values.get('nsp_loss', math.nan):.4f} ({values.get('nsp_accuracy', math.nan):.1%} right)"
+            f"held out at step {step}: loss {shown['loss']:.4f}"
+            f"  mlm {shown['mlm_loss']:.4f} ({shown['mlm_accuracy']:.1%} right)"
+            f"  nsp {shown['nsp_loss']:.4f} ({shown['nsp_accuracy']:.1%} right)"
         )
 
     def pause(self) -> float:
@@ -129,11 +147,12 @@ class Metrics:
 
 def progress_line(values: dict[str, Any], num_steps: int) -> str:
     """What a person watches, e.g. 'step 120/600  loss 6.4302 (mlm 5.7371, nsp 0.6931) ...  ETA 0:03:12'."""
+    shown = dict.fromkeys(LEARNED, math.nan) | values
     eta = int(values["step_seconds"] * (num_steps - values["step"]))
     parts = [
         f"step {values['step']}/{num_steps}",
-        f"loss {values['loss']:.4f} (mlm {values.get('mlm_loss', math.nan):.4f}, nsp {values.get('nsp_loss', math.nan):.4f})",
-        f"right: mlm {values.get('mlm_accuracy', math.nan):.1%} nsp {values.get('nsp_accuracy', math.nan):.1%}",
+        f"loss {shown['loss']:.4f} (mlm {shown['mlm_loss']:.4f}, nsp {shown['nsp_loss']:.4f})",
+        f"right: mlm {shown['mlm_accuracy']:.1%} nsp {shown['nsp_accuracy']:.1%}",
         f"lr {values['learning_rate']:.2e}",
         f"grad {values['grad_norm']:.2f}",
         f"{values['tokens_per_second']:,.0f} tokens/s",

@@ -5,7 +5,9 @@ from typing import Any
 from trainer.config import RunConfig, to_yaml
 
 
-def model_card(config: RunConfig, manifest: dict[str, Any], step: int, num_tokens: int, num_parameters: int) -> str:
+def model_card(
+    config: RunConfig, manifest: dict[str, Any], step: int, num_tokens: int, num_parameters: int
+) -> str:
     """Markdown. Says what was trained on what, and how to load it."""
     sources = "\n".join(
         f"| {name} | {splits['train']['num_documents']:,} | {splits['train']['num_tokens']:,} |"

@@ -44,7 +44,8 @@ class OptimConfig:
 def lr_at(step: int, optim: OptimConfig, num_steps: int) -> float:
     """Learning rate of optimizer step `step` (0-based): linear warm-up, then linear or cosine decay.
 
-    The first step already moves (1 / warmup_steps of the peak); the last has about final_fraction of it.
+    The first step already moves (1 / warmup_steps of the peak); the last has about final_fraction
+    of it.
     """
     if step < optim.warmup_steps:
         return optim.learning_rate * (step + 1) / optim.warmup_steps

@@ -1,9 +1,9 @@
 """A run's folder: who owns it, and whether it belongs to this configuration.
 
-    runs/tiny/
-        config.yaml deepspeed.json       resolved; each reproduces the run
-        checkpoints/ tensorboard/ metrics.jsonl
-        lock owner.json                  the job that is training now
+runs/tiny/
+    config.yaml deepspeed.json       resolved; each reproduces the run
+    checkpoints/ tensorboard/ metrics.jsonl
+    lock owner.json                  the job that is training now
 """
 
 import fcntl
@@ -37,7 +37,11 @@ def own(folder: Path) -> Iterator[None]:
             raise ValueError(
                 f"{folder} is being trained by another job: {owner}. Wait for it, stop it, or give another dir="
             ) from None
-        me = {"host": socket.gethostname(), "pid": os.getpid(), "slurm_job_id": os.environ.get("SLURM_JOB_ID")}
+        me = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
+        }
         write_atomically(folder / "owner.json", json.dumps(me))
         yield
     finally:
@@ -56,17 +60,29 @@ def claim(folder: Path, config: RunConfig, resolved_deepspeed: dict[str, Any]) -
 
     ValueError when the folder holds something else, or a run whose settings differ: each is listed.
     """
-    known = {"config.yaml", "deepspeed.json", "checkpoints", "tensorboard", "metrics.jsonl", "lock", "owner.json"}
+    known = {
+        "config.yaml",
+        "deepspeed.json",
+        "checkpoints",
+        "tensorboard",
+        "metrics.jsonl",
+        "lock",
+        "owner.json",
+    }
     written = folder / "config.yaml"
     if written.exists():
         changed = differences(yaml.safe_load(written.read_text(encoding="utf-8")), to_dict(config))
         if changed:
             raise ValueError(
-                f"{folder} belongs to a run with other settings: " + "; ".join(changed) + ". Give the same settings "
+                f"{folder} belongs to a run with other settings: "
+                + "; ".join(changed)
+                + ". Give the same settings "
                 "to continue it, or another dir= to start a new run."
             )
     else:
-        foreign = sorted(path.name for path in folder.iterdir() if path.name.lstrip(".") not in known)
+        foreign = sorted(
+            path.name for path in folder.iterdir() if path.name.lstrip(".") not in known
+        )
         if foreign:
             raise ValueError(
                 f"{folder} holds {foreign[:5]} and is no run of ours: give an empty or new folder as dir="

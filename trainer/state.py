@@ -13,10 +13,14 @@ class TrainState:
 
     step: int  # completed optimizer steps
     num_tokens: int  # filled slots trained on so far, over all ranks
-    rows_digest: int  # sum of the digests of all rows so far: equal for any number of ranks and workers
+    rows_digest: (
+        int  # sum of the digests of all rows so far: equal for any number of ranks and workers
+    )
     stream: StreamState
 
-    def advance(self, rows: int, num_tokens: int, digest: int, cursors: dict[int, Cursor]) -> "TrainState":
+    def advance(
+        self, rows: int, num_tokens: int, digest: int, cursors: dict[int, Cursor]
+    ) -> "TrainState":
         """The state after one completed step of `rows` rows; `cursors`: lanes this rank has moved."""
         return replace(
             self,
@@ -40,14 +44,13 @@ class TrainState:
         return cls(value["step"], value["num_tokens"], value["rows_digest"], stream)
 
 
-def merge_ranks(states: list[TrainState], previous: StreamState) -> TrainState:
-    """The run's state from every rank's: each lane was moved by one rank, or by none.
+def moved_lanes(state: TrainState, started_from: StreamState) -> dict[int, Cursor]:
+    """The lanes this rank has read from since the job started."""
+    lanes = zip(state.stream.cursors, started_from.cursors, strict=True)
+    return {lane: now for lane, (now, before) in enumerate(lanes) if now != before}
 
-    previous: the stream state all ranks started this job from.
-    """
-    cursors = list(previous.cursors)
-    for state in states:
-        for lane, cursor in enumerate(state.stream.cursors):
-            if cursor != previous.cursors[lane]:
-                cursors[lane] = cursor
-    return replace(states[0], stream=StreamState(states[0].stream.row, tuple(cursors)))
+
+def merge_ranks(state: TrainState, moved: list[dict[int, Cursor]]) -> TrainState:
+    """The run's state from one rank's and every rank's moved lanes: a lane belongs to one rank."""
+    cursors = {lane: cursor for part in moved for lane, cursor in part.items()}
+    return replace(state, stream=commit(state.stream, state.stream.row, cursors))

@@ -65,7 +65,9 @@ def read_environment() -> tuple[int, int, int]:
         return 0, 1, 0
     if len(given) < len(names):
         missing = [name for name in names if name not in given]
-        raise ValueError(f"the environment has {given} but not {missing}: start with torchrun or deepspeed")
+        raise ValueError(
+            f"the environment has {given} but not {missing}: start with torchrun or deepspeed"
+        )
     return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])
 
 
@@ -77,4 +79,6 @@ def device_of(local_rank: int) -> torch.device:
     return torch.device("cpu")
 
 
-COLLECTIVE_TIMEOUT = timedelta(minutes=10)  # a lost peer ends the run after this, not after 30 minutes
+COLLECTIVE_TIMEOUT = timedelta(
+    minutes=10
+)  # a lost peer ends the run after this, not after 30 minutes
