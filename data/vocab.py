@@ -138,34 +138,35 @@ class _SentencePiece:
         """Each run of sentences between spaces is encoded by itself."""
         ids: list[int] = []
         counts: list[int] = []  # tokens of each sentence, or of each run if it holds several
-        several: list[tuple[int, int, np.ndarray]] = []
+        several: list[tuple[slice, slice, int]] = []  # such runs: tokens, characters, first sentence
         start, first = 0, 0
         for index, end in enumerate(sentence_ends):
             if end < len(text) and text[end - 1] not in SPACES and text[end] not in SPACES:
                 continue  # no space here: a piece may reach across this end
             run = self.processor.encode(text[start:end])
             if index > first and run:
-                inner = np.array(sentence_ends[first:index]) - start
-                several.append((len(ids), first, self._sentences_of(text[start:end], run, inner)))
+                several.append((slice(len(ids), len(ids) + len(run)), slice(start, end), first))
             ids += run
             counts += [0] * (index - first) + [len(run)]
             start, first = end, index + 1
-        sentences = np.repeat(np.arange(len(counts)), counts)
-        for position, first, within in several:
-            sentences[position : position + len(within)] = within + first
         tokens = np.array(ids, dtype=np.uint32)
+        sentences = np.repeat(np.arange(len(counts)), counts)
+        for within, characters, first in several:
+            ends = np.array(sentence_ends[first : int(sentences[within.start])]) - characters.start
+            number = self._count_ends(text[characters], tokens[within], ends)
+            sentences[within] = first + number
         return _Tokens(tokens, sentences, self._word_starts(tokens))
 
-    def _sentences_of(self, text: str, ids: list[int], inner_ends: np.ndarray) -> np.ndarray:
-        """int64 [n]: for each token, how many of `inner_ends` lie at or before its first character."""
+    def _count_ends(self, text: str, ids: np.ndarray, ends: np.ndarray) -> np.ndarray:
+        """int64 [n]: how many of `ends` lie at or before each token's first visible character."""
         normalised, origins = self.processor.normalize(text, with_offsets=True)
         widths = self._num_characters[ids]
-        assert widths.sum() == len(normalised)
-        starts = (
-            np.cumsum(widths) - widths + self._marked[ids]
-        )  # past the space a word mark stands for
-        origin = np.array(origins)[np.minimum(starts, len(normalised) - 1)]
-        return np.searchsorted(inner_ends, origin, side="right")
+        stops = np.cumsum(widths)
+        assert stops[-1] == len(normalised)
+        starts = stops - widths + self._marked[ids]  # past the space that a word mark stands for
+        # `ends` as offsets in the normalised text: the first character that comes from beyond each
+        bounds = np.searchsorted(np.array(origins), ends)
+        return np.searchsorted(bounds, starts, side="right")
 
     def _word_starts(self, ids: np.ndarray) -> np.ndarray:
         """bool [n]: marked tokens, every Han token, and what follows one (a comma, a Latin name)."""
@@ -218,13 +219,15 @@ class _HuggingFace:
         encoding = self.tokenizer.encode(text, add_special_tokens=False)
         ids = np.array(encoding.ids, dtype=np.uint32)
         ids[np.isin(ids, self._reserved)] = self.special_ids["[UNK]"]
-        starts = [_first_visible(text, start, end) for start, end in encoding.offsets]
+        starts = [_first_visible(text, start) for start, _ in encoding.offsets]
         han = np.array([start < len(text) and is_han(text[start]) for start in starts], dtype=bool)
         words = np.array([-1 if w is None else w for w in encoding.word_ids], dtype=np.int64)
         sentences = np.searchsorted(np.array(sentence_ends, dtype=np.int64), starts, side="right")
         return _Tokens(ids, sentences, han | (np.diff(words, prepend=-2) != 0))
 
 
-def _first_visible(text: str, start: int, end: int) -> int:
-    """The first offset in [start, end) that holds no space; `start` if there is none."""
-    return next((i for i in range(start, end) if not text[i].isspace()), start)
+def _first_visible(text: str, start: int) -> int:
+    """The first offset from `start` on that holds no space; len(text) if there is none."""
+    while start < len(text) and text[start].isspace():
+        start += 1
+    return start
