@@ -60,8 +60,7 @@ def model_kind(proto: ModelProto) -> Literal["unigram", "bpe"]:
 
 def build_tokenizer(proto: ModelProto) -> Tokenizer:
     """The same pipeline as the sentencepiece model: normalise, mark word starts, segment."""
-    unigram = model_kind(proto) == "unigram"
-    tokenizer = Tokenizer(_unigram(proto) if unigram else _bpe(proto))
+    tokenizer = Tokenizer(_unigram(proto) if model_kind(proto) == "unigram" else _bpe(proto))
     tokenizer.normalizer = normalizers.Sequence(  # pyright: ignore[reportAttributeAccessIssue]
         [
             normalizers.Precompiled(proto.normalizer_spec.precompiled_charsmap),
@@ -71,7 +70,7 @@ def build_tokenizer(proto: ModelProto) -> Tokenizer:
     )
     # "first": text that follows a special token inside a text, as in 我[MASK]你, is not a new word.
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(  # pyright: ignore[reportAttributeAccessIssue]
-        prepend_scheme="first", split=unigram
+        prepend_scheme="first"
     )
     tokenizer.decoder = decoders.Sequence(  # pyright: ignore[reportAttributeAccessIssue]
         [decoders.ByteFallback(), decoders.Metaspace(prepend_scheme="always")]

@@ -30,6 +30,7 @@ Kind = Literal["unigram", "bpe", "hf"]
 # has the ids of its two sides, because no piece but its first character is ever a space.
 SPACES = frozenset(" \n\t\r\u3000")
 WORD_MARK = "\u2581"
+WORD_MARKS = (WORD_MARK, "\u0120")  # of sentencepiece, and of byte-level BPE
 MAX_SENTENCE_TOKENS = 65535  # sentence lengths are kept in 16 bits
 
 
@@ -210,6 +211,8 @@ class _HuggingFace:
         self.vocab_size = max(vocabulary.values()) + 1
         self.special_ids = {token: vocabulary[token] for token in SPECIAL_TOKENS}
         self._reserved = np.array([i for t, i in self.special_ids.items() if t != "[UNK]"])
+        texts = {index: token for token, index in vocabulary.items()}
+        self._marked = np.array([texts.get(i, "")[:1] in WORD_MARKS for i in range(self.vocab_size)])
         self.tokenizer.encode_special_tokens = True  # "[MASK]" in a text is text
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
@@ -223,7 +226,8 @@ class _HuggingFace:
         han = np.array([start < len(text) and is_han(text[start]) for start in starts], dtype=bool)
         words = np.array([-1 if w is None else w for w in encoding.word_ids], dtype=np.int64)
         sentences = np.searchsorted(np.array(sentence_ends, dtype=np.int64), starts, side="right")
-        return _Tokens(ids, sentences, han | (np.diff(words, prepend=-2) != 0))
+        word_starts = han | self._marked[ids] | (np.diff(words, prepend=-2) != 0)
+        return _Tokens(ids, sentences, word_starts)
 
 
 def _first_visible(text: str, start: int) -> int:

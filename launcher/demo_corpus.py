@@ -13,16 +13,18 @@ import sysconfig
 import tokenize
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from email import message_from_string
 from inspect import cleandoc
+from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
 from data.files import publishing
 from data.hashing import stable_hash64
 
-MAX_BYTES = 14_000_000  # of text: enough to learn from, and prepared in a minute
+MAX_BYTES = 12_000_000  # of text: enough to learn from, and prepared in a minute
 MIN_CHARACTERS = 200  # of a document
 MIN_LETTERS = 0.8  # share of a paragraph's visible characters
 MIN_WORDS = 5  # of a paragraph
@@ -30,9 +32,18 @@ IGNORED_FOLDERS = frozenset({"test", "tests", "testing", "site-packages", "__pyc
 
 ROLE = re.compile(r":[\w:+-]+:`~?!?([^`<]*?)(?:\s*<[^`>]*>)?`")  # :class:`~torch.Tensor`
 LITERAL = re.compile(r"(`{1,2}|\*{1,2})(?=\S)(.+?)(?<=\S)\1_{0,2}")  # ``x``, *x*, **x**
-LINK = re.compile(r"!?\[([^\]]*)\]\([^)]*\)")  # [text](address)
+LINK = re.compile(r"!?\[([^\]]*)\](?:\([^)]*\)|\[\w*\])")  # [text](address), [text][name]
+REST_LINK = re.compile(r"`([^`<]+?)\s*<[^`>]*>`_{1,2}")  # `text <address>`_
 NOISE = re.compile(r"<[^<>]{0,200}>|\[\d+\]_|https?://\S+")
-ITEM = re.compile(r"[-*+•]\s+|\d{1,2}[.)]\s+|:\w[\w *.,]*:\s*|#+\s+")
+ITEM = re.compile(r"^(?:[-*+•]\s+|\d{1,2}[.)]\s+|:\w[\w *.,]*:\s*|#+\s+)")
+MARKUP = (
+    (ITEM, ""),
+    (ROLE, r"\1"),
+    (LINK, r"\1"),
+    (REST_LINK, r"\1"),
+    (NOISE, ""),
+    (LITERAL, r"\2"),
+)
 RULE = re.compile(r"[\W_]+")  # an underline, the border of a table
 FIELD = re.compile(
     r"\*{0,2}\w+`{0,2}(?: \([^)]*\))?\s*:(?:\s|$)"
@@ -74,24 +85,19 @@ def collect(folders: list[Path], max_bytes: int = MAX_BYTES) -> Corpus:
     corpus = Corpus()
     seen: set[str] = set()
     files = {name: path for folder in folders for name, path in documented_files(folder)}
-    for name in sorted(files, key=lambda name: (stable_hash64(name), name)):
-        if corpus.num_bytes >= max_bytes:
-            break
-        corpus.num_files += 1
-        try:
-            texts = (
-                _descriptions(files[name])
-                if name.endswith("METADATA")
-                else _docstrings(files[name])
-            )
-        except (SyntaxError, ValueError, RecursionError, OSError):
-            corpus.num_unreadable += 1
-            continue
-        new = [p for text in texts for p in paragraphs(text) if not (p in seen or seen.add(p))]
-        text = "\n".join(new)
-        if len(text) >= MIN_CHARACTERS:
-            corpus.documents.append(Document(name, text))
-            corpus.num_bytes += len(text.encode("utf-8"))
+    names = sorted(files, key=lambda name: (stable_hash64(name), name))
+    with ProcessPoolExecutor(mp_context=get_context("forkserver")) as pool:
+        found = pool.map(read_paragraphs, [files[name] for name in names], chunksize=32)
+        for name, texts in zip(names, found, strict=True):
+            corpus.num_files += 1
+            corpus.num_unreadable += texts is None
+            text = "\n".join(p for p in texts or [] if not (p in seen or seen.add(p)))
+            if len(text) >= MIN_CHARACTERS:
+                corpus.documents.append(Document(name, text))
+                corpus.num_bytes += len(text.encode("utf-8"))
+            if corpus.num_bytes >= max_bytes:
+                pool.shutdown(wait=False, cancel_futures=True)
+                break
     return corpus
 
 
@@ -113,6 +119,15 @@ def write_corpus(documents: list[Document], path: Path) -> None:
             file.write(line.encode("utf-8") + b"\n")
 
 
+def read_paragraphs(path: Path) -> list[str] | None:
+    """The prose of one file; None where it cannot be read or parsed."""
+    try:
+        texts = [_description(path)] if path.name == "METADATA" else _docstrings(path)
+    except (SyntaxError, ValueError, RecursionError, OSError):
+        return None
+    return [paragraph for text in texts for paragraph in paragraphs(text)]
+
+
 def _docstrings(path: Path) -> list[str]:
     """Docstrings of a module, its classes and functions, from top to bottom. The module is only parsed."""
     with tokenize.open(path) as file:  # by the encoding that its first lines declare
@@ -126,18 +141,18 @@ def _docstrings(path: Path) -> list[str]:
     return [text for node in nodes if (text := ast.get_docstring(node))]
 
 
-def _descriptions(path: Path) -> list[str]:
+def _description(path: Path) -> str:
     """The long description of a package."""
-    return [str(message_from_string(path.read_text(encoding="utf-8")).get_payload())]
+    return str(message_from_string(path.read_text(encoding="utf-8")).get_payload())
 
 
 def paragraphs(text: str) -> Iterator[str]:
     """The prose of a docstring: wrapped lines joined, code and markup left out."""
     for block in _prose_blocks(cleandoc(text.expandtabs())):
         joined = " ".join(line.strip() for line in block)
-        for pattern, replacement in ((ROLE, r"\1"), (LINK, r"\1"), (NOISE, ""), (LITERAL, r"\2")):
+        for pattern, replacement in MARKUP:
             joined = pattern.sub(replacement, joined)
-        joined = " ".join(ITEM.sub("", joined, count=1).replace("::", ":").split())
+        joined = " ".join(joined.replace("::", ":").split())
         if is_prose(joined):
             yield joined
 
@@ -189,4 +204,5 @@ def is_prose(paragraph: str) -> bool:
         len(paragraph.split()) >= MIN_WORDS
         and letters >= MIN_LETTERS * len(visible)
         and paragraph[-1] in ".!?:)"
+        and paragraph.isprintable()
     )

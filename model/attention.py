@@ -13,6 +13,8 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
+from model.dropout import drop_out
+
 Backend = Literal["sdpa", "eager"]
 
 
@@ -62,19 +64,3 @@ def attend_eager(
     scores_BHLL = scores.view(*query_BHLK.shape[:3], -1).add_(mask_B1LL)
     probabilities_BHLL = drop_out(scores_BHLL.softmax(dim=-1), dropout)
     return torch.bmm(probabilities_BHLL.flatten(0, 1), value).view(query_BHLK.shape)
-
-
-def drop_out(values: torch.Tensor, probability: float) -> torch.Tensor:
-    """Zeros at a rate of `probability`, the rest scaled to keep the mean (Srivastava et al. 2014).
-
-    On CPUs torch draws one random number per value, which takes a sixth of a training step; four
-    values share one here, 16 bits each. So the rate is rounded to 1 / 65536; the scale is that of
-    the rounded rate. Elsewhere this is `torch.nn.functional.dropout`, the twin to compare with.
-    """
-    if probability == 0 or values.device.type != "cpu":
-        return F.dropout(values, probability)
-    num_dropped = min(round(probability * 65536), 65535)  # of 65536 equally likely numbers
-    draws = torch.empty(-(-values.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
-    draws = draws.view(torch.int16)[: values.numel()].view(values.shape)
-    kept = (draws >= num_dropped - 32768).to(values.dtype)
-    return values * kept.mul_(65536 / (65536 - num_dropped))

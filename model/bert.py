@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from model.attention import Backend, attend, drop_out, sequence_mask
+from model.attention import Backend, attend, sequence_mask
+from model.dropout import drop_out
 from model.heads import Losses, MlmHead, NspHead, classify_rows
 
 Checkpointing = Literal["none", "full"]

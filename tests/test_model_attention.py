@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model.attention import Backend, attend, drop_out, sequence_mask
+from model.attention import Backend, attend, sequence_mask
+from model.dropout import drop_out
 
 Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 BACKENDS: tuple[Backend, ...] = ("sdpa", "eager")
