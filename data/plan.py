@@ -23,7 +23,9 @@ PLAN_FILE = "prepare.json"
 MANIFEST_FILE = "manifest.json"
 WORK_FOLDER = ".work"
 PLAN_FORMAT = "cloze-prepare-v1"
-SOURCE_NAME = re.compile(r"[a-z0-9_]{1,40}")  # part of names in tars, which have room for 100 characters
+SOURCE_NAME = re.compile(
+    r"[a-z0-9_]{1,40}"
+)  # part of names in tars, which have room for 100 characters
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class PrepareConfig:
     vocab_size: int = 32768  # of the tokenizer that is trained
     tokenizer_kind: Literal["unigram", "bpe"] = "unigram"
     tokenizer: str | None = None  # folder of an existing tokenizer, used instead
-    tokenizer_sample_bytes: int = 64 << 20  # text it is trained on: bounds time and memory
+    tokenizer_sample_bytes: int = 32 << 20  # text it is trained on: bounds time and memory
     text_field: str = "text"  # jsonl key or parquet column
     id_field: str = "id"  # the document's own id, kept in the metadata; may be absent
     heldout_fraction: float = 0.005  # share of documents kept for evaluation
@@ -69,7 +71,9 @@ class PrepareConfig:
         if self.txt_documents not in ("file", "blank_line"):
             problems.append(f"txt_documents {self.txt_documents!r} is neither file nor blank_line")
         if not self.sources or not all(self.sources.values()):
-            problems.append("no text is given: every source needs at least one file, folder or glob")
+            problems.append(
+                "no text is given: every source needs at least one file, folder or glob"
+            )
         problems += [
             f"source name {name!r}: use 1 to 40 of a-z, 0-9 and _"
             for name in self.sources
@@ -163,7 +167,11 @@ def enter_folder(output: Path, plan: dict[str, Any]) -> bool:
         raise ValueError(
             capped(f"{output} {state} from something else:", lines)
             + "\nTo make another dataset give another folder, or delete this one; "
-            + ("to keep it, do nothing." if finished else "to continue, give what was given before.")
+            + (
+                "to keep it, do nothing."
+                if finished
+                else "to continue, give what was given before."
+            )
         )
     remove_temporaries(output)
     return (output / MANIFEST_FILE).exists()

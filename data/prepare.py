@@ -5,25 +5,18 @@ depend on nothing but the plan. So a run that was killed goes on where it stood,
 processes, and the dataset is the same to the last byte.
 """
 
-import errno
 import math
 import shutil
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
+from data.entropy import unigram_cross_entropy, unigram_entropy
 from data.files import read_json, temporary_name
 from data.inputs import InputFile, capped, find_files
 from data.plan import (
-    MANIFEST_FILE,
-    PLAN_FILE,
     WORK_FOLDER,
     PrepareConfig,
     abandon_folder,
@@ -47,6 +40,7 @@ from data.prepare_tasks import (
     shard_result_path,
     write_bucket,
 )
+from data.progress import explain_full_disk, print_summary, stage
 from data.shard_writer import ShardAddress, WrittenShard, publish_dataset
 from data.shards import SPLITS, Dataset, Split, token_dtype_for
 from data.tokenizer_train import publish_folder, train_tokenizer
@@ -57,8 +51,6 @@ __all__ = ["PrepareConfig", "prepare"]
 STRIPE_BYTES = 8 << 20  # of a file on disk: the size of an encoding task
 MAX_STRIPES = 64  # each stripe reads the whole file, and decodes its own records only
 MIN_SAMPLE_BYTES = 4096  # of one file
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-OUTPUT_PER_TEXT_BYTE = 1.5  # spill and shards: twice 2.3 bytes a token, at 3 bytes of text a token
 
 
 @dataclass
@@ -97,7 +89,7 @@ def prepare(config: PrepareConfig) -> Path:
             return root
         for note in notes:
             print(note)
-        with _disk_full_explained(root):
+        with explain_full_disk(root):
             _carry_out(_Job(config, root, files, {}))
     return root
 
@@ -107,14 +99,16 @@ def _carry_out(job: _Job) -> None:
         scans = _scan(job)
         _check_splits(job, scans)
         tokenizer = _make_tokenizer(job)
-    except ValueError:  # the user will change text or options, so the plan must not stand in the way
+    except (
+        ValueError
+    ):  # the user will change text or options, so the plan must not stand in the way
         abandon_folder(job.root)
         raise
     buckets = _count_buckets(job, scans)
     encoded = _encode(job, tokenizer, buckets)
     written = _write_shards(job, tokenizer, buckets)
     _publish(job, tokenizer, written)
-    _print_summary(job, scans, encoded)
+    print_summary(job.root, scans, encoded, job.seconds)
 
 
 def _scan(job: _Job) -> list[Scan]:
@@ -133,7 +127,7 @@ def _scan(job: _Job) -> list[Scan]:
     ]
     scans = {task.index: scan for task in tasks if (scan := load_scan(job.work, task.index))}
     waiting = [task for task in tasks if task.index not in scans]
-    with _stage(job, "scan", sum(file.nbytes for file in job.files), "B") as bar:
+    with stage(job.seconds, "scan", sum(file.nbytes for file in job.files), "B") as bar:
         bar.update(sum(task.file.nbytes for task in tasks if task.index in scans))
         for task, scan in run_tasks(scan_file, waiting, job.config.num_processes):
             scans[task.index] = scan
@@ -181,7 +175,9 @@ def _check_splits(job: _Job, scans: list[Scan]) -> None:
             "use the option txt_documents=blank_line"
         )
     if total == 0:
-        raise ValueError(f"no document holds any text ({sum(s.num_empty for s in scans)} are empty)")
+        raise ValueError(
+            f"no document holds any text ({sum(s.num_empty for s in scans)} are empty)"
+        )
     if num_heldout == 0:
         raise ValueError(
             f"none of {total} documents is held out at heldout_fraction {fraction}: raise it to about "
@@ -197,7 +193,7 @@ def _check_splits(job: _Job, scans: list[Scan]) -> None:
 def _make_tokenizer(job: _Job) -> Tokenizer:
     """Stage 2: train the tokenizer, or copy the one that was given."""
     folder = job.root / "tokenizer"
-    with _stage(job, "tokenizer", 1, "") as bar:
+    with stage(job.seconds, "tokenizer", 1, "") as bar:
         if not folder.is_dir() and job.config.tokenizer is None:
             train_tokenizer(
                 sample_texts(job.work, len(job.files)),
@@ -253,7 +249,7 @@ def _encode(job: _Job, tokenizer: Tokenizer, buckets: dict[str, Buckets]) -> lis
     ]
     done = [task for task in tasks if encode_result_path(task).is_file()]
     waiting = [task for task in tasks if not encode_result_path(task).is_file()]
-    with _stage(job, "encode", sum(file.nbytes for file in job.files), "B") as bar:
+    with stage(job.seconds, "encode", sum(file.nbytes for file in job.files), "B") as bar:
         bar.update(sum(task.file.nbytes // task.num_stripes for task in done))
         for task, _ in run_tasks(encode_stripe, waiting, config.num_processes):
             bar.update(task.file.nbytes // task.num_stripes)
@@ -287,7 +283,7 @@ def _write_shards(
                 for shard in range(count)
             ]
     waiting = [task for task in tasks if not shard_result_path(task).is_file()]
-    with _stage(job, "shards", len(tasks), "") as bar:
+    with stage(job.seconds, "shards", len(tasks), "") as bar:
         bar.update(len(tasks) - len(waiting))
         for _ in run_tasks(write_bucket, waiting, job.config.num_processes):
             bar.update()
@@ -307,7 +303,9 @@ def _publish(
         for split in SPLITS
     }
     if bare := [split for split in SPLITS if not counts[split].any()]:
-        raise ValueError(f"the documents of {' and '.join(bare)} hold nothing but control characters")
+        raise ValueError(
+            f"the documents of {' and '.join(bare)} hold nothing but control characters"
+        )
     facts: dict[str, Any] = {
         "vocab_size": tokenizer.vocab_size,
         "token_dtype": token_dtype_for(tokenizer.vocab_size),
@@ -324,17 +322,3 @@ def _publish(
     }
     publish_dataset(job.root, facts, job.sources, written)
     shutil.rmtree(job.work)
-
-
-def unigram_entropy(counts: np.ndarray) -> float:
-    """Plug-in entropy of the tokens counted, in nats: what a model that knows no context can reach."""
-    present = counts[counts > 0].tolist()
-    total = sum(present)
-    return round(-math.fsum(n / total * math.log(n / total) for n in present), 9)
-
-
-def unigram_cross_entropy(train: np.ndarray, heldout: np.ndarray) -> float:
-    """Nats a held-out token costs under train frequencies, smoothed by adding one to each count."""
-    total = int(train.sum()) + len(train)
-    costs = (-n * math.log((c + 1) / total) for n, c in zip(heldout.tolist(), train.tolist(), strict=True))
-    return round(math.fsum(costs) / int(heldout.sum()), 9)

@@ -99,7 +99,9 @@ def scan_file(task: ScanTask) -> Scan:
 
 def split_of(text: str, seed: int, heldout_fraction: float) -> Split:
     """Decided by the text itself, so that copies of a document never lie on both sides."""
-    return "heldout" if stable_hash64(seed, "heldout", text) < heldout_fraction * 2.0**64 else "train"
+    return (
+        "heldout" if stable_hash64(seed, "heldout", text) < heldout_fraction * 2.0**64 else "train"
+    )
 
 
 def id_string(file: InputFile, record: Record) -> str:
@@ -122,7 +124,9 @@ class _Sample:
 
     def __init__(self, budget: int) -> None:
         self._budget = budget
-        self._heap: list[tuple[int, int, str]] = []  # (-hash, bytes, text): the largest hash is first
+        self._heap: list[
+            tuple[int, int, str]
+        ] = []  # (-hash, bytes, text): the largest hash is first
         self._num_bytes = 0
 
     def add(self, key: int, num_bytes: int, text: str) -> None:
@@ -194,7 +198,9 @@ def encode_stripe(task: EncodeTask) -> dict[str, int]:
             if not record.text or record.text.isspace():
                 continue
             encoded = tokenizer.encode(record.text, sentence_ends(record.text))
-            if len(encoded.ids) == 0:  # characters that the normaliser removes, such as control codes
+            if (
+                len(encoded.ids) == 0
+            ):  # characters that the normaliser removes, such as control codes
                 counts["num_without_tokens"] += 1
                 continue
             name = id_string(task.file, record)

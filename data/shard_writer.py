@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import xxhash
 import zstandard
-from webdataset import TarWriter
+from webdataset.writer import TarWriter
 
 from data.files import publishing, write_json
 from data.shards import (

@@ -17,7 +17,9 @@ import numpy as np
 from data.shard_writer import TokenisedDocument
 from data.vocab import Encoded
 
-HEADER = struct.Struct("<QQQIIi")  # order key, document id, record, tokens, sentences, bytes of own id
+HEADER = struct.Struct(
+    "<QQQIIi"
+)  # order key, document id, record, tokens, sentences, bytes of own id
 RUN_BYTES = 32 << 20
 NO_ID = -1
 
@@ -109,7 +111,9 @@ def parse_documents(
     documents = []
     position = 0
     while position < len(data):
-        key, document_id, record, num_tokens, num_sentences, id_bytes = HEADER.unpack_from(data, position)
+        key, document_id, record, num_tokens, num_sentences, id_bytes = HEADER.unpack_from(
+            data, position
+        )
         position += HEADER.size
         tokens = np.frombuffer(data, token_dtype, num_tokens, position)
         position += tokens.nbytes

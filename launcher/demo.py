@@ -23,7 +23,7 @@ PREPARE = [
     "prepare", str(DATASET), f"python_docs={CORPUS}",
     "--vocab-size", "8192", "--block-tokens", str(1 << 15), "--heldout-fraction", "0.02",
 ]  # fmt: skip
-TRAIN = ["train", str(PRESET), "--processes", "2", f"dir={RUN}", f"data.path={DATASET}"]
+TRAIN = ["train", str(PRESET), f"dir={RUN}", f"data.path={DATASET}", "--processes", "2"]
 
 NEXT = """\
 Next, after `source {activate}`:
@@ -38,7 +38,7 @@ Next, after `source {activate}`:
 Your own text (.txt, .jsonl or .parquet files, folders, globs) in three commands:
 
   cloze prepare datasets/mine TEXT...
-  cloze train {preset} --processes 2 dir=runs/mine data.path=datasets/mine
+  cloze train {preset} dir=runs/mine data.path=datasets/mine --processes 2
   tensorboard --logdir runs/mine
 """
 

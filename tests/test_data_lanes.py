@@ -70,11 +70,9 @@ def test_stops_at_any_step_and_changes_of_batch_size(
     config: DataConfig, reference: list[int]
 ) -> None:
     """State goes through JSON at every stop; batch 4 to 64 over 16 lanes; 1 to 16 ranks."""
-    plan = [(4, 1, 8), (8, 2, 4), (16, 4, 2), (64, 16, 2), (32, 8, 1), (4, 4, 8), (64, 2, 3)]
+    plan = [(4, 1, 8), (8, 2, 4), (16, 4, 4), (64, 16, 2), (32, 8, 1), (4, 4, 8), (64, 2, 3)]
     state, seen = StreamState.start(16, 1), []
     for batch, world_size, steps in plan:
-        if state.row % batch:
-            continue
         state = StreamState.from_json(json.loads(json.dumps(state.to_json())))
         digests, state = read_steps(
             config, state, steps, world_size=world_size, micro=1, batch=batch
@@ -120,10 +118,10 @@ def test_mixing_by_integer_weights_is_exact(config: DataConfig) -> None:
             assert Counter(lanes._source_of(lane, window) for window in windows) == {0: 1, 1: 3}
     assert {pick_source([1, 3], 9, w) for w in range(8)} == {0, 1}
     digests, state = read_steps(
-        weighted, StreamState.start(16, 2), 40, world_size=2, micro=4, batch=16
+        weighted, StreamState.start(16, 2), 120, world_size=2, micro=4, batch=16
     )
     one_rank, same_state = read_steps(
-        weighted, StreamState.start(16, 2), 40, world_size=1, micro=4, batch=16
+        weighted, StreamState.start(16, 2), 120, world_size=1, micro=4, batch=16
     )
     assert (digests, state) == (one_rank, same_state)
     assert sum(sum(cursor.counts) for cursor in state.cursors) > 0

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import ROOT, environment, launch, read_metrics, tiny_preset
+from support import ROOT, environment, free_port, launch, read_metrics, tiny_preset
 
 from data.shards import Dataset
 
@@ -52,7 +52,8 @@ def test_two_processes_at_any_zero_stage(
 
 def test_the_deepspeed_launcher(one_process: Path, tiny_dataset: Path, tmp_path: Path) -> None:
     preset = tiny_preset(tmp_path, tiny_dataset)
-    command = [Path(sys.executable).with_name("deepspeed"), "--num_gpus", "2", "--master_port", "0"]
+    deepspeed = Path(sys.executable).with_name("deepspeed")
+    command = [deepspeed, "--num_gpus", "2", "--master_port", str(free_port())]
     result = subprocess.run(
         [*command, "--module", "launcher.train", preset],
         cwd=ROOT,
