@@ -85,6 +85,7 @@ class Tokenizer:
         The ids are those of the whole text, and what the exported tokenizer gives for it. (sentencepiece
         itself adds scores up in 32 bits: over a text of many thousand characters its own choice between
         near-equal segmentations is rounding noise. Here it sees a line, or a sentence, at a time.)
+        Only between two orders of the same pieces, as I+II and II+I, the exported one may choose otherwise.
         """
         assert sentence_ends == [] or sentence_ends[-1] == len(text)
         tokens = self._model.encode(text, sentence_ends)
@@ -164,7 +165,8 @@ class _SentencePiece:
         widths = self._num_characters[ids]
         stops = np.cumsum(widths)
         assert stops[-1] == len(normalised)
-        starts = stops - widths + self._marked[ids]  # past the space that a word mark stands for
+        # A byte inside a character stands where the character does; a mark stands for a space before.
+        starts = stops - np.maximum(widths, 1) + self._marked[ids]
         # `ends` as offsets in the normalised text: the first character that comes from beyond each
         bounds = np.searchsorted(np.array(origins), ends)
         return np.searchsorted(bounds, starts, side="right")

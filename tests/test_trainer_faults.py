@@ -167,11 +167,11 @@ def test_a_block_damaged_after_the_start_is_named(tiny_dataset: Path, tmp_path: 
 
 
 def test_a_full_disk_loses_nothing(tiny_dataset: Path, tmp_path: Path) -> None:
-    """The run's folder is a file system of 3 MB: room for some checkpoints, not for all."""
+    """The run's folder is a file system of 5 MB: room for some checkpoints, not for all."""
     folder = tmp_path / "run"
     folder.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", folder], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=5m", "tmpfs", folder], capture_output=True, check=False
     )
     if mounted.returncode:
         pytest.skip("mounting a small file system needs root: " + mounted.stderr.decode())

@@ -28,6 +28,7 @@ from trainer.files import (
     check_free_space,
     remove_folder,
     sha256_of,
+    size_of,
     sync_file,
     sync_folder,
     write_atomically,
@@ -109,6 +110,8 @@ def _prepare(temporary: Path, needed_bytes: int, world: World) -> None:
     temporary.parent.mkdir(parents=True, exist_ok=True)
     for stale in [*temporary.parent.glob(".tmp-*"), *temporary.parent.glob(".trash-*")]:
         shutil.rmtree(stale)
+    previous = list_checkpoints(temporary.parent.parent)[-1:]  # as large as this one will be
+    needed_bytes = max([needed_bytes, *map(size_of, previous)])
     check_free_space(temporary.parent, needed_bytes, "a checkpoint")
     temporary.mkdir()
 

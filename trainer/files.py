@@ -51,3 +51,8 @@ def check_free_space(folder: Path, needed_bytes: int, what: str) -> None:
             f"No space left for {what} in {folder}: it needs about {needed_bytes / 1e6:,.1f} MB, "
             f"{free / 1e6:,.1f} MB are free. Free some space and run the same command again."
         )
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of all files under `folder`."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
