@@ -19,6 +19,7 @@ import pyarrow
 import pyarrow.parquet
 import zstandard
 
+from data.files import NO_SPACE
 from data.inputs import suffixes_of
 
 MAX_DOCUMENT_BYTES = 64 << 20
@@ -80,6 +81,8 @@ def read_records(
                 if isinstance(record, Problem) or record.number % num_stripes == stripe:
                     yield record
     except DAMAGE as error:
+        if isinstance(error, OSError) and error.errno in NO_SPACE:
+            raise  # there was no room to unpack a compressed .parquet
         reason = str(error) or type(error).__name__
         yield Problem(f"{path} is cut off or damaged: {reason}. Fetch or make it again")
 

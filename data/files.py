@@ -4,6 +4,8 @@ A file that exists under its final name is complete. Whatever a killed process l
 with TEMPORARY_MARK in it, and the next run removes it.
 """
 
+import errno
+import io
 import json
 import os
 import shutil
@@ -12,8 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import xxhash
 
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a disk that is full
 TEMPORARY_MARK = ".tmp-"
 READ_BYTES = 1 << 20
 
@@ -52,6 +56,14 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Publish `array` as .npy. (np.save itself, on a file, does not tell why it could not write.)"""
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    with publishing(path) as file:
+        file.write(buffer.getbuffer())
 
 
 def write_json(path: Path, value: Any) -> None:

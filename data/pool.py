@@ -18,6 +18,8 @@ def run_tasks(
 ) -> Iterator[tuple[Task, Result]]:
     """Yield (task, result) in the order of completion. The first error stops the rest and is raised.
 
+    ChildProcessError: a worker was killed.
+
     Workers are forked from a clean server process, never from this one, whose threads would not survive
     it; and they end with this process, even if it is killed.
     """
@@ -34,7 +36,7 @@ def run_tasks(
             for future in as_completed(futures):
                 yield futures[future], future.result()
         except BrokenProcessPool as error:
-            raise ValueError(
+            raise ChildProcessError(
                 f"a worker process died at once, as when memory runs out ({workers} processes are at work). "
                 "Run again, with fewer processes: what is finished is kept"
             ) from error

@@ -77,11 +77,13 @@ def prepare(config: PrepareConfig) -> Path:
     ValueError, before any work is lost, when: the input is missing, damaged, of an unknown kind or not
     UTF-8; the folder holds something else, or is being worked on; no document would be held out, or none
     left; the text does not support the vocabulary; the disk is full (run again when there is room).
+    ChildProcessError: a worker was killed. With several processes the caller's main module is imported
+    anew in each worker, so a script must guard its own work by `if __name__ == "__main__"`.
     """
     root = Path(config.output)
     files, notes = find_files(config.sources)
     plan = make_plan(config, files)
-    with locked_folder(root):
+    with locked_folder(root), explain_full_disk(root):
         if enter_folder(root, plan):
             shutil.rmtree(root / WORK_FOLDER, ignore_errors=True)
             Dataset.open(root)
@@ -89,8 +91,7 @@ def prepare(config: PrepareConfig) -> Path:
             return root
         for note in notes:
             print(note)
-        with explain_full_disk(root):
-            _carry_out(_Job(config, root, files, {}))
+        _carry_out(_Job(config, root, files, {}))
     return root
 
 
@@ -99,10 +100,8 @@ def _carry_out(job: _Job) -> None:
         scans = _scan(job)
         _check_splits(job, scans)
         tokenizer = _make_tokenizer(job)
-    except (
-        ValueError
-    ):  # the user will change text or options, so the plan must not stand in the way
-        abandon_folder(job.root)
+    except ValueError:
+        abandon_folder(job.root)  # text or options will change: the plan must not stand in the way
         raise
     buckets = _count_buckets(job, scans)
     encoded = _encode(job, tokenizer, buckets)

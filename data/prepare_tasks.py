@@ -16,7 +16,7 @@ import numpy as np
 import zstandard
 
 from data.documents import Problem, ReadOptions, Record, read_records
-from data.files import publishing, read_json, write_json
+from data.files import publishing, read_json, write_array, write_json
 from data.hashing import stable_hash64
 from data.inputs import InputFile
 from data.sentences import sentence_ends
@@ -259,8 +259,7 @@ def write_bucket(task: ShardTask) -> dict[str, Any] | None:
         vocab_size=task.vocab_size,
     )
     for name, array in (("blocks", written.blocks), ("counts", written.token_counts)):
-        with publishing(result.with_suffix(f".{name}.npy")) as output:
-            np.save(output, array)
+        write_array(result.with_suffix(f".{name}.npy"), array)
     write_json(result, written.entry)
     return written.entry
 

@@ -1,6 +1,5 @@
 """What a user sees of `cloze prepare`: progress bars, the summary, and what to do when the disk is full."""
 
-import errno
 import shutil
 import sys
 import time
@@ -11,10 +10,12 @@ from typing import Any
 
 from tqdm import tqdm
 
+from data.files import NO_SPACE, read_json
+from data.plan import WORK_FOLDER
 from data.prepare_tasks import Scan
 from data.shards import SPLITS, Dataset
 
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+OUTPUT_PER_TEXT_BYTE = 1.5  # spill and shards: twice 2.3 bytes a token, at 3 bytes of text a token
 
 
 @contextmanager
@@ -44,11 +45,18 @@ def explain_full_disk(root: Path) -> Iterator[None]:
             raise
         free = shutil.disk_usage(root).free
         raise ValueError(
-            f"no room to write {error.filename} ({error.strerror}): {free:,} bytes are free on the file "
-            f"system of {root}. Preparing takes about 1.5 bytes per byte of uncompressed text there, "
-            "and half of that in the end. Make room and run the same command again: what is finished "
-            "is kept"
+            f"no room to write {error.filename or root} ({error.strerror}): {free:,} bytes are free there, "
+            f"about {_bytes_needed(root):,} more are needed (half of all only until the end). Make room and "
+            "run the same command again: what is finished is kept"
         ) from error
+
+
+def _bytes_needed(root: Path) -> int:
+    """What the files scanned so far will still take, roughly and rather too much."""
+    scans = (read_json(path) for path in (root / WORK_FOLDER / "scan").glob("*.json"))
+    text = sum(sum(scan["num_bytes"].values()) for scan in scans)
+    written = sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
+    return max(0, int(text * OUTPUT_PER_TEXT_BYTE) - written)
 
 
 def print_summary(

@@ -12,20 +12,20 @@ import xxhash
 import zstandard
 from webdataset.writer import TarWriter
 
-from data.files import publishing, write_json
+from data.files import file_digest, publishing, write_array, write_json
 from data.shards import (
     BLOCK_DTYPE,
     FORMAT,
     INDEX_MEMBER,
+    MAX_SENTENCE_TOKENS,
     SPLITS,
     Split,
+    cut_sentence_lengths,
     member_dtypes,
     meta_path,
     shard_name,
     shard_path,
 )
-
-MAX_SENTENCE_TOKENS = 65535  # sentence lengths are stored in 16 bits
 
 
 class TokenisedDocument(NamedTuple):
@@ -73,7 +73,9 @@ def document_parts(document: TokenisedDocument, block_tokens: int) -> list[Part]
 
     Only a sentence that is itself longer than a block, or than 65535 tokens, is cut inside.
     """
-    lengths = _cut_long(document.sentence_lengths, min(block_tokens, MAX_SENTENCE_TOKENS))
+    lengths = cut_sentence_lengths(
+        document.sentence_lengths, min(block_tokens, MAX_SENTENCE_TOKENS)
+    )
     if len(document.tokens) <= block_tokens:
         return [Part(document, document.tokens, lengths, document.word_starts)]
     parts, first, start = [], 0, 0
@@ -85,18 +87,6 @@ def document_parts(document: TokenisedDocument, block_tokens: int) -> list[Part]
         parts.append(Part(document, tokens, lengths[first:last], words))
         first, start = last, stop
     return parts
-
-
-def _cut_long(lengths: np.ndarray, limit: int) -> np.ndarray:
-    """uint16: sentence lengths with those above `limit` replaced by pieces of at most `limit`."""
-    if len(lengths) == 0 or lengths.max() <= limit:
-        return lengths.astype(np.uint16)
-    pieces = [
-        min(limit, length - start)
-        for length in lengths.tolist()
-        for start in range(0, length, limit)
-    ]
-    return np.array(pieces, dtype=np.uint16)
 
 
 def cut_blocks(parts: Iterable[Part], block_tokens: int) -> Iterator[list[Part]]:
@@ -227,11 +217,8 @@ def publish_dataset(
         written, key=lambda item: (item[0].source_index, item[0].split != "train", item[0].shard)
     )
     table = np.concatenate([shard.blocks for _, shard in written])
-    buffer = io.BytesIO()
-    np.save(buffer, table)
-    data = buffer.getvalue()
-    with publishing(root / "blocks.npy") as file:
-        file.write(data)
+    path = root / "blocks.npy"
+    write_array(path, table)
     contents = {
         source: {
             split: _contents(
@@ -241,8 +228,8 @@ def publish_dataset(
         }
         for source in sources
     }
-    digest = xxhash.xxh3_128_hexdigest(data)
-    blocks = {"nbytes": len(data), "xxh3": digest, "num_blocks": len(table)}
+    nbytes, digest = path.stat().st_size, file_digest(path)
+    blocks = {"nbytes": nbytes, "xxh3": digest, "num_blocks": len(table)}
     write_json(
         root / "manifest.json", {"format": FORMAT, **facts, "sources": contents, "blocks": blocks}
     )

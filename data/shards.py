@@ -37,6 +37,7 @@ BLOCK_DTYPE = np.dtype(
     ]
 )
 TOKEN_DTYPES = {"u16": np.dtype("<u2"), "u32": np.dtype("<u4")}
+MAX_SENTENCE_TOKENS = 65535  # what sentence lengths of 16 bits can hold
 TAR_RECORD = 512  # bytes: header size, and what members are padded to
 INDEX_MEMBER = "__index__"  # last member of a shard; webdataset passes over such names
 
@@ -67,6 +68,14 @@ def member_dtypes(token_dtype: str) -> dict[str, np.dtype]:
 def token_dtype_for(vocab_size: int) -> str:
     """ "u16" while every id fits, else "u32"."""
     return "u16" if vocab_size <= 1 << 16 else "u32"
+
+
+def cut_sentence_lengths(lengths: np.ndarray, limit: int = MAX_SENTENCE_TOKENS) -> np.ndarray:
+    """uint16 sentence lengths: those above `limit` tokens are stored as several sentences."""
+    if len(lengths) == 0 or lengths.max() <= limit:
+        return lengths.astype(np.uint16)
+    pieces = [min(limit, n - start) for n in lengths.tolist() for start in range(0, n, limit)]
+    return np.array(pieces, dtype=np.uint16)
 
 
 def shard_name(source: str, split: Split, shard: int) -> str:

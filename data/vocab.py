@@ -12,6 +12,7 @@ import sentencepiece
 import tokenizers
 
 from data.files import names_digest
+from data.shards import cut_sentence_lengths
 from data.tokenizer_hf import SPECIAL_TOKENS, model_kind, read_model
 
 MODEL_FILE = "sentencepiece.model"
@@ -31,7 +32,6 @@ Kind = Literal["unigram", "bpe", "hf"]
 SPACES = frozenset(" \n\t\r\u3000")
 WORD_MARK = "\u2581"
 WORD_MARKS = (WORD_MARK, "\u0120")  # of sentencepiece, and of byte-level BPE
-MAX_SENTENCE_TOKENS = 65535  # sentence lengths are kept in 16 bits
 
 
 class Encoded(NamedTuple):
@@ -90,21 +90,12 @@ class Tokenizer:
         assert sentence_ends == [] or sentence_ends[-1] == len(text)
         tokens = self._model.encode(text, sentence_ends)
         lengths = np.bincount(tokens.sentences)
-        return Encoded(tokens.ids, _stored_lengths(lengths[lengths > 0]), tokens.word_starts)
+        return Encoded(tokens.ids, cut_sentence_lengths(lengths[lengths > 0]), tokens.word_starts)
 
 
 def tokenizer_files(folder: Path) -> list[str]:
     """The names of those files in `folder` that belong to a tokenizer."""
     return [name for name in TOKENIZER_FILES if (folder / name).is_file()]
-
-
-def _stored_lengths(lengths: np.ndarray) -> np.ndarray:
-    """uint16: sentence lengths; a sentence of more than 65535 tokens is stored as several."""
-    if len(lengths) == 0 or lengths.max() <= MAX_SENTENCE_TOKENS:
-        return lengths.astype(np.uint16)
-    limit = MAX_SENTENCE_TOKENS
-    pieces = [min(limit, n - start) for n in lengths.tolist() for start in range(0, n, limit)]
-    return np.array(pieces, dtype=np.uint16)
 
 
 @final
@@ -140,7 +131,9 @@ class _SentencePiece:
         """Each run of sentences between spaces is encoded by itself."""
         ids: list[int] = []
         counts: list[int] = []  # tokens of each sentence, or of each run if it holds several
-        several: list[tuple[slice, slice, int]] = []  # such runs: tokens, characters, first sentence
+        several: list[
+            tuple[slice, slice, int]
+        ] = []  # such runs: tokens, characters, first sentence
         start, first = 0, 0
         for index, end in enumerate(sentence_ends):
             if end < len(text) and text[end - 1] not in SPACES and text[end] not in SPACES:
@@ -214,7 +207,9 @@ class _HuggingFace:
         self.special_ids = {token: vocabulary[token] for token in SPECIAL_TOKENS}
         self._reserved = np.array([i for t, i in self.special_ids.items() if t != "[UNK]"])
         texts = {index: token for token, index in vocabulary.items()}
-        self._marked = np.array([texts.get(i, "")[:1] in WORD_MARKS for i in range(self.vocab_size)])
+        self._marked = np.array(
+            [texts.get(i, "")[:1] in WORD_MARKS for i in range(self.vocab_size)]
+        )
         self.tokenizer.encode_special_tokens = True  # "[MASK]" in a text is text
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()

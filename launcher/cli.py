@@ -71,8 +71,12 @@ def _add_prepare(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = build_parser().parse_args(sys.argv[1:] if arguments is None else arguments)
+    parser = build_parser()
+    options, rest = parser.parse_known_args(sys.argv[1:] if arguments is None else arguments)
+    if rest and (options.command != "train" or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if options.command == "train":
+        options.overrides += rest  # argparse gives up on those that follow an option
         return _train(options)
     try:
         prepare(prepare_config(options))

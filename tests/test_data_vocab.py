@@ -33,6 +33,8 @@ HARD_TEXTS = [
     "𠮷野家🎉🎉 emoji 👩‍👩‍👧 and 龘",
     "literal ▁ mark ▁▁ twice",
     "[MASK] [CLS]text[SEP] [PAD][UNK] <0x41> <unk>",
+    "<0x41> is no byte here",
+    "今天天气很好。\u00a0今天天气很好。\u2003“今天”。",
     "a" * 300,
     "很" * 300,
 ]
@@ -101,6 +103,14 @@ def test_text_never_becomes_a_special_token(folder):
     for text in ("[MASK]", "a [CLS] b", "中[SEP]文", "[PAD][UNK]", "<pad>", "\u2585"):
         ids = encode(tokenizer, text).ids
         assert len(ids) > 0 and not set(ids.tolist()) & set(range(5)), text
+
+
+def test_exported_form_can_leave_special_tokens_as_text(folder):
+    exported = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    exported.encode_special_tokens = True
+    for text in ("[MASK]", "a [CLS] b [MASK].", "中[SEP]文"):
+        expected = processor_of(folder).encode(text)
+        assert exported.encode(text, add_special_tokens=False).ids == expected
 
 
 def test_decoding_gives_the_normalised_text_back(folder, texts):
