@@ -1,4 +1,4 @@
-"""A prepared dataset's folder in, its blocks out: format v1, read and checked. docs: data format.
+"""A prepared dataset's folder in, its blocks out: format v1, read and checked.
 
     <root>/manifest.json                                   counts, digests; written last, so its absence
                                                            means that the dataset is incomplete

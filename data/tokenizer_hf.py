@@ -90,7 +90,8 @@ def build_tokenizer(proto: ModelProto) -> Tokenizer:
 def _unigram(proto: ModelProto) -> models.Unigram:
     """Pieces that are no text keep their ids but lose their scores.
 
-    HF would match a literal "[MASK]" or "<0x41>" in a text with them; sentencepiece never does.
+    HF would match a literal "<0x41>" in a text with them, or "[MASK]" where special tokens are left as
+    text; sentencepiece never does. (HF still does if the vocabulary lacks the characters of these.)
     """
     normal = proto.SentencePiece.NORMAL
     pieces = [(p.piece, p.score if p.type == normal else NEVER) for p in proto.pieces]

@@ -1,7 +1,7 @@
 """Text in, token ids out, with the sentence each token belongs to and whether it starts a word.
 
 Ours is sentencepiece (unigram by default: 4 times the speed of BPE on English); any fast Hugging Face
-tokenizer with the five special tokens may be used instead. docs: tokenizer.
+tokenizer with the five special tokens may be used instead.
 """
 
 from pathlib import Path

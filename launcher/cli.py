@@ -12,7 +12,6 @@ from collections import defaultdict
 from typing import Any
 
 from data.prepare import PrepareConfig, prepare
-
 from launcher.train import add_train_arguments, report, train_here
 
 DEFAULT_SOURCE = "text"

@@ -9,6 +9,7 @@ import argparse
 import os
 import sys
 import traceback
+import warnings
 from pathlib import Path
 
 from trainer.config import load_config
@@ -49,6 +50,15 @@ def train_here(preset: Path, overrides: list[str]) -> int:
     except (ValueError, OSError) as error:
         return report(error)
     return 0
+
+
+def _settle_deepspeed() -> None:
+    """Tell DeepSpeed what it would guess, with a warning per process; and hush torch's about its calls."""
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
 
 
 def report(error: Exception) -> int:

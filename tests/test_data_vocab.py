@@ -43,8 +43,13 @@ HARD_TEXTS = [
 @pytest.fixture(scope="module", params=["unigram", "bpe"])
 def folder(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer") / request.param
-    train_tokenizer((document(n) for n in range(300)), folder, vocab_size=350, kind=request.param)
+    train_tokenizer(training_texts(), folder, vocab_size=380, kind=request.param)
     return folder
+
+
+def training_texts() -> list[str]:
+    """Brackets, digits and capitals are frequent enough to be in the vocabulary."""
+    return [document(n) for n in range(300)] + ["<0 x4 1> [M ASK CL SE P]"] * 300
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +68,7 @@ def processor_of(folder: Path) -> sentencepiece.SentencePieceProcessor:
 def test_identity(folder):
     tokenizer = Tokenizer.load(folder)
     assert tokenizer.special_ids == SPECIAL
-    assert tokenizer.vocab_size == 350
+    assert tokenizer.vocab_size == 380
     assert tokenizer.kind == folder.name
     assert len(tokenizer.digest) == 32
 
@@ -179,9 +184,7 @@ def test_very_long_sentences_are_stored_in_pieces(folder):
 
 
 def test_training_is_deterministic(tmp_path, folder):
-    train_tokenizer(
-        (document(n) for n in range(300)), tmp_path / "t", vocab_size=350, kind=folder.name
-    )
+    train_tokenizer(training_texts(), tmp_path / "t", vocab_size=380, kind=folder.name)
     assert Tokenizer.load(tmp_path / "t").digest == Tokenizer.load(folder).digest
 
 

@@ -191,3 +191,20 @@ def test_fill_mask_pipeline(one_process: Path) -> None:
     fill = pipeline("fill-mask", model=str(one_process / "checkpoints" / "step-00000008" / "hf"))
     answers = fill("The river [MASK] the long road near the harbour.")
     assert len(answers) == 5 and all(0 <= answer["score"] <= 1 for answer in answers)
+
+
+def test_a_run_can_start_from_a_hugging_face_folder(
+    one_process: Path, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    """The trained model's first loss, on the rows that the fresh one began with, is where it stopped."""
+    hf = one_process / "checkpoints" / "step-00000008" / "hf"
+    preset = tiny_preset(tmp_path, tiny_dataset, steps=3, init_from=str(hf))
+    result = launch(preset)
+    assert result.returncode == 0, result.stderr
+    first = read_metrics(tmp_path / "run")[0]
+    fresh, trained = read_metrics(one_process)[0], read_metrics(one_process, "heldout")[0]
+    assert first["rows_digest"] == fresh["rows_digest"]
+    assert abs(first["mlm_loss"] - trained["mlm_loss"]) < abs(first["mlm_loss"] - fresh["mlm_loss"])
+    result = launch(preset, "dir=" + str(tmp_path / "other"), "model.num_hidden_layers=1")
+    assert result.returncode == 78
+    assert "its num_hidden_layers is 2, model.num_hidden_layers is 1" in result.stderr

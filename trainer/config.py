@@ -29,6 +29,7 @@ class RunConfig:
     optim: OptimConfig
     deepspeed: str = "ds_configs/zero1.json"  # what DeepSpeed alone owns: stage, offload, buckets
     precision: Literal["bf16", "fp32"] = "bf16"  # bf16 computes in bf16 and keeps fp32 masters
+    init_from: str | None = None  # Hugging Face folder of a BERT to start from; None: fresh weights
     seed: int = 1
     log_every: int = 10  # steps
     eval_every: int = 500  # steps; 0: only at the end

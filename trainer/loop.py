@@ -3,21 +3,19 @@
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
-from data.batch import Reader, StreamItem, build_loader
+from data.batch import StreamItem, build_loader
 from data.hashing import stable_hash64
-from data.lanes import StreamState, training_sources
+from data.lanes import StreamState
 from data.shards import Dataset
-from model.bert import BertForPreTraining
 from model.flops import flops_per_step, num_parameters, peak_flops
 from model.heads import Losses
 from model.hf import export_hf
-from trainer.checkpoint import newest_valid, prune, read_state, restore, save
-from trainer.config import RunConfig, differences, to_dict
-from trainer.ds import read_deepspeed_json, resolve
+from trainer.checkpoint import prune, save
+from trainer.config import RunConfig, to_dict
 from trainer.engine import (
     NamedState,
     build_engine,
@@ -26,11 +24,11 @@ from trainer.engine import (
     start_world,
     step,
 )
-from trainer.evaluation import CHANCE_NSP_LOSS, evaluate
+from trainer.evaluation import evaluate
 from trainer.metrics import Metrics
 from trainer.model_card import model_card
 from trainer.optim import build_optimizer, lr_at
-from trainer.run_folder import claim, own
+from trainer.start import announce, prepare, resume
 from trainer.state import TrainState, merge_ranks, moved_lanes
 from trainer.world import World
 
@@ -50,10 +48,8 @@ def train(run: RunConfig) -> None:
     world = start_world()
     run_dir = Path(run.dir)
     with ExitStack() as stack:
-        reader, dataset, deepspeed_config = prepare(run, world, stack)
-        pad_id = dataset.special_ids["[PAD]"]
-        model = BertForPreTraining(run.model, dataset.vocab_size, pad_id, seed=run.seed)
-        engine = build_engine(model, build_optimizer(model, run.optim), deepspeed_config)
+        reader, dataset, model, deepspeed = prepare(run, world, stack)
+        engine = build_engine(model, build_optimizer(model, run.optim), deepspeed)
         named = NamedState(engine)
         state = resume(run, dataset, named, world)
         announce(run, dataset, state, world)
@@ -92,52 +88,6 @@ def train(run: RunConfig) -> None:
             if done or (run.save_every and state.step % run.save_every == 0):
                 save_checkpoint(run, dataset, state, started_from, named, world)  # collective
             metrics.resume(paused_at)
-
-
-def prepare(
-    run: RunConfig, world: World, stack: ExitStack
-) -> tuple[Reader, Dataset, dict[str, Any]]:
-    """Check everything that can be checked before the first step, and take the run's folder. Collective."""
-    problem, result = None, None
-    try:
-        reader = Reader(
-            world.rank, world.size, run.micro_batch_size, run.global_batch_size, run.seed
-        )
-        dataset = Dataset.open(Path(run.data.path))
-        training_sources(dataset, run.data)
-        config = resolve(
-            read_deepspeed_json(Path(run.deepspeed)),
-            micro_batch_size=run.micro_batch_size,
-            accumulation=reader.accumulation,
-            clip_norm=run.optim.clip_norm,
-            precision=run.precision,
-        )
-        if world.is_main:
-            stack.enter_context(own(Path(run.dir)))
-            claim(Path(run.dir), run, config)
-        result = reader, dataset, config
-    except (OSError, ValueError) as error:
-        problem = str(error)
-    world.fail_together(problem)
-    assert result is not None
-    return result
-
-
-def resume(run: RunConfig, dataset: Dataset, named: NamedState, world: World) -> TrainState:
-    """Load the newest intact checkpoint of the run; a fresh state where there is none. Collective."""
-    found = newest_valid(Path(run.dir), world)
-    if found is None:
-        sources, _ = training_sources(dataset, run.data)
-        return TrainState(0, 0, 0, StreamState.start(run.data.num_lanes, len(sources)))
-    document = read_state(found)
-    changed = differences(document["config"], to_dict(run))
-    if document["dataset_digest"] != dataset.digest:
-        changed.append(f"the dataset's digest: {document['dataset_digest']} -> {dataset.digest}")
-    if changed:
-        raise ValueError(f"{found} was made with other settings: " + "; ".join(changed))
-    if world.is_main:
-        print(f"resuming from {found}", flush=True)
-    return restore(found, named)
 
 
 def count(items: list[StreamItem], world: World) -> StepCounts:
@@ -223,19 +173,3 @@ def save_checkpoint(
     if world.is_main:
         prune(Path(run.dir), run.keep_checkpoints)
         print(f"saved {folder}", flush=True)
-
-
-def announce(run: RunConfig, dataset: Dataset, state: TrainState, world: World) -> None:
-    """What is about to happen, and what its numbers will mean."""
-    if not world.is_main:
-        return
-    entropy = dataset.manifest["unigram_entropy_nats"]
-    print(
-        f"{num_parameters(run.model, dataset.vocab_size):,} parameters, {run.precision}, "
-        f"{run.model.attention} attention, "
-        f"{world.size} x {world.device.type}, steps {state.step} to {run.steps} of "
-        f"{run.global_batch_size} rows\n"
-        f"an mlm loss below {entropy:.3f} (the corpus's unigram entropy) means that context is used; "
-        f"nsp at chance is {CHANCE_NSP_LOSS:.3f}",
-        flush=True,
-    )

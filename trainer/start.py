@@ -1,0 +1,115 @@
+"""A RunConfig in, everything that a run needs before its first step out; whatever is wrong is told here."""
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data.batch import Reader
+from data.lanes import StreamState, training_sources
+from data.shards import Dataset
+from model.bert import BertForPreTraining, load_weights
+from model.flops import num_parameters
+from model.hf import import_hf, missing_weights
+from trainer.checkpoint import list_checkpoints, newest_valid, read_state, restore
+from trainer.config import RunConfig, differences, to_dict
+from trainer.ds import read_deepspeed_json, resolve
+from trainer.engine import NamedState
+from trainer.evaluation import CHANCE_NSP_LOSS
+from trainer.run_folder import claim, own
+from trainer.state import TrainState
+from trainer.world import World
+
+SHAPE = (
+    "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
+    "max_position_embeddings", "type_vocab_size", "layer_norm_eps",
+)  # fmt: skip
+
+
+class Prepared(NamedTuple):
+    reader: Reader
+    dataset: Dataset
+    model: BertForPreTraining  # fresh, or with the weights of run.init_from
+    deepspeed: dict[str, Any]  # the resolved configuration
+
+
+def prepare(run: RunConfig, world: World, stack: ExitStack) -> Prepared:
+    """Check everything that can be checked before the first step, and take the run's folder. Collective."""
+    problem, prepared = None, None
+    try:
+        reader = Reader(
+            world.rank, world.size, run.micro_batch_size, run.global_batch_size, run.seed
+        )
+        dataset = Dataset.open(Path(run.data.path))
+        training_sources(dataset, run.data)
+        deepspeed = resolve(
+            read_deepspeed_json(Path(run.deepspeed)),
+            micro_batch_size=run.micro_batch_size,
+            accumulation=reader.accumulation,
+            clip_norm=run.optim.clip_norm,
+            precision=run.precision,
+        )
+        prepared = Prepared(reader, dataset, build_model(run, dataset), deepspeed)
+        if world.is_main:
+            stack.enter_context(own(Path(run.dir)))
+            claim(Path(run.dir), run, deepspeed)
+    except (OSError, ValueError) as error:
+        problem = str(error)
+    world.fail_together(problem)
+    assert prepared is not None
+    return prepared
+
+
+def build_model(run: RunConfig, dataset: Dataset) -> BertForPreTraining:
+    """The model before its first step; a run that is continued gets its weights from a checkpoint."""
+    pad_id = dataset.special_ids["[PAD]"]
+    model = BertForPreTraining(run.model, dataset.vocab_size, pad_id, seed=run.seed)
+    if run.init_from is None or list_checkpoints(Path(run.dir)):
+        return model
+    weights, config, vocab_size = import_hf(Path(run.init_from), allow_missing_heads=True)
+    problems = [
+        f"its {name} is {getattr(config, name)}, model.{name} is {getattr(run.model, name)}"
+        for name in SHAPE
+        if getattr(config, name) != getattr(run.model, name)
+    ]
+    if vocab_size != dataset.vocab_size:
+        problems.append(
+            f"its vocabulary has {vocab_size} tokens, the dataset's {dataset.vocab_size}: prepare the text "
+            f"with --tokenizer {run.init_from}"
+        )
+    if problems:
+        raise ValueError(f"init_from {run.init_from} does not fit: " + "; ".join(problems))
+    load_weights(model, weights, may_miss=missing_weights(weights, config, vocab_size))
+    return model
+
+
+def resume(run: RunConfig, dataset: Dataset, named: NamedState, world: World) -> TrainState:
+    """Load the newest intact checkpoint of the run; a fresh state where there is none. Collective."""
+    found = newest_valid(Path(run.dir), world)
+    if found is None:
+        sources, _ = training_sources(dataset, run.data)
+        return TrainState(0, 0, 0, StreamState.start(run.data.num_lanes, len(sources)))
+    document = read_state(found)
+    changed = differences(document["config"], to_dict(run))
+    if document["dataset_digest"] != dataset.digest:
+        changed.append(f"the dataset's digest: {document['dataset_digest']} -> {dataset.digest}")
+    if changed:
+        raise ValueError(f"{found} was made with other settings: " + "; ".join(changed))
+    if world.is_main:
+        print(f"resuming from {found}", flush=True)
+    return restore(found, named)
+
+
+def announce(run: RunConfig, dataset: Dataset, state: TrainState, world: World) -> None:
+    """What is about to happen, and what its numbers will mean."""
+    if not world.is_main:
+        return
+    entropy = dataset.manifest["unigram_entropy_nats"]
+    print(
+        f"{num_parameters(run.model, dataset.vocab_size):,} parameters, {run.precision}, "
+        f"{run.model.attention} attention, "
+        f"{world.size} x {world.device.type}, steps {state.step} to {run.steps} of "
+        f"{run.global_batch_size} rows\n"
+        f"an mlm loss below {entropy:.3f} (the corpus's unigram entropy) means that context is used; "
+        f"nsp at chance is {CHANCE_NSP_LOSS:.3f}",
+        flush=True,
+    )
