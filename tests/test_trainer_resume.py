@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,22 @@ def curve(run: Path) -> list[tuple]:
     return [(m["step"], *(m[name] for name in EXACT)) for m in read_metrics(run)]
 
 
-def kill_at_step(preset: Path, run: Path, step: int, processes: int) -> None:
-    """Start the run as its own session and SIGKILL all of it once `step` is in metrics.jsonl."""
+def reached(step: int) -> Callable[[Path], bool]:
+    """Whether `step` is in a run's metrics.jsonl."""
+
+    def is_reached(run: Path) -> bool:
+        metrics = run / "metrics.jsonl"
+        return metrics.exists() and metrics.read_text(encoding="utf-8").count('"train"') >= step
+
+    return is_reached
+
+
+def is_saving(run: Path) -> bool:
+    return any((run / "checkpoints").glob(".tmp-*/*"))
+
+
+def start_and_kill(preset: Path, run: Path, processes: int, when: Callable[[Path], bool]) -> None:
+    """Start the run as its own session and SIGKILL all of it as soon as `when(run)`."""
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}",
         "-m", "launcher.train", str(preset),
@@ -31,14 +46,11 @@ def kill_at_step(preset: Path, run: Path, step: int, processes: int) -> None:
         )
         deadline = time.monotonic() + 200
         while time.monotonic() < deadline and process.poll() is None:
-            metrics = run / "metrics.jsonl"
-            if metrics.exists() and metrics.read_text(encoding="utf-8").count('"train"') >= step:
+            if when(run):
                 break
-            time.sleep(0.01)
+            time.sleep(0.001)
         else:
-            pytest.fail(
-                f"step {step} was not reached: " + (run.parent / "killed.log").read_text()[-3000:]
-            )
+            pytest.fail("it ended unkilled: " + (run.parent / "killed.log").read_text()[-3000:])
         os.killpg(process.pid, signal.SIGKILL)
         # the workers are in sessions of their own
         for pid in workers_of(str(preset)):
@@ -86,7 +98,7 @@ def test_killed_at_three_steps_and_bitwise_the_same(
     assert launch(preset, processes=2).returncode == 0
     preset = tiny_preset(broken, tiny_dataset, **changes)
     for step in (2, 7, 11):  # before the first checkpoint, and in between
-        kill_at_step(preset, broken / "run", step, processes=2)
+        start_and_kill(preset, broken / "run", 2, reached(step))
     last = launch(preset, processes=2)
     assert last.returncode == 0, last.stderr
     assert "resuming from" in last.stdout
@@ -99,6 +111,28 @@ def test_killed_at_three_steps_and_bitwise_the_same(
     assert last_checkpoints[0].read_bytes() == last_checkpoints[1].read_bytes()
 
 
+def test_killed_inside_a_save(tiny_dataset: Path, tmp_path: Path) -> None:
+    """The half-written checkpoint is never looked at, and is cleared away by the next save."""
+    (tmp_path / "unbroken").mkdir()
+    (tmp_path / "broken").mkdir()
+    changes = {"steps": 6, "save_every": 2}
+    assert (
+        launch(tiny_preset(tmp_path / "unbroken", tiny_dataset, **changes), processes=2).returncode
+        == 0
+    )
+    preset, run = (
+        tiny_preset(tmp_path / "broken", tiny_dataset, **changes),
+        tmp_path / "broken" / "run",
+    )
+    start_and_kill(preset, run, 2, is_saving)
+    last = launch(preset, processes=2)
+    assert last.returncode == 0, last.stderr
+    assert curve(run) == curve(tmp_path / "unbroken" / "run")
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [
+        "step-00000002", "step-00000004", "step-00000006",
+    ]  # fmt: skip
+
+
 def test_other_world_sizes_stages_and_micro_batches_go_on(
     tiny_dataset: Path, tmp_path: Path
 ) -> None:
@@ -108,14 +142,14 @@ def test_other_world_sizes_stages_and_micro_batches_go_on(
     assert launch(tiny_preset(tmp_path / "unbroken", tiny_dataset, steps=STEPS)).returncode == 0
     preset = tiny_preset(tmp_path / "elastic", tiny_dataset, steps=STEPS)
     run = tmp_path / "elastic" / "run"
-    kill_at_step(preset, run, 4, processes=2)
+    start_and_kill(preset, run, 2, reached(4))
     preset = tiny_preset(
         tmp_path / "elastic",
         tiny_dataset,
         steps=STEPS,
         deepspeed=str(ROOT / "ds_configs" / "zero3.json"),
     )
-    kill_at_step(preset, run, 10, processes=4)
+    start_and_kill(preset, run, 4, reached(10))
     preset = tiny_preset(
         tmp_path / "elastic",
         tiny_dataset,
