@@ -2,6 +2,7 @@
 
 cloze prepare DATASET TEXT...   raw text -> tokenizer -> shards
 cloze train PRESET [key=value]  the run, or its continuation
+cloze export RUN FOLDER         the newest checkpoint as a Hugging Face folder
 """
 
 import argparse
@@ -9,9 +10,11 @@ import dataclasses
 import os
 import sys
 from collections import defaultdict
+from pathlib import Path
 from typing import Any
 
 from data.prepare import PrepareConfig, prepare
+from launcher.export import CLASSES, export
 from launcher.train import add_train_arguments, report, train_here
 
 DEFAULT_SOURCE = "text"
@@ -30,7 +33,19 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--processes", type=int, help="on this machine; default: one per GPU, or one"
     )
+    _add_export(commands.add_parser("export", help="checkpoint -> Hugging Face folder"))
     return parser
+
+
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "source", type=Path, help="run (its newest intact checkpoint), or checkpoint"
+    )
+    parser.add_argument("folder", type=Path, help="new folder to write")
+    what = "the transformers class it is for (default: %(default)s)"
+    parser.add_argument(
+        "--as", dest="kind", choices=list(CLASSES), default="pretraining", help=what
+    )
 
 
 def _add_prepare(parser: argparse.ArgumentParser) -> None:
@@ -78,7 +93,11 @@ def main(arguments: list[str] | None = None) -> int:
         options.overrides += rest  # argparse gives up on those that follow an option
         return _train(options)
     try:
-        prepare(prepare_config(options))
+        if options.command == "export":
+            checkpoint = export(options.source, options.folder, options.kind)
+            print(f"{checkpoint} -> {options.folder}")
+        else:
+            prepare(prepare_config(options))
     except (ValueError, OSError) as error:
         return report(error)
     return 0

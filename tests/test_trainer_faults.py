@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from support import launch, read_metrics, tiny_preset, write_corpus
 
-from trainer.checkpoint import list_checkpoints, problems_of, share_out
+from trainer.checkpoint import share_out
+from trainer.checkpoint_files import list_checkpoints, problems_of
 from trainer.metrics import forget_after
 from trainer.run_folder import own
 

@@ -11,6 +11,7 @@ import torch
 from support import ROOT, environment, free_port, launch, read_metrics, tiny_preset
 
 from data.shards import Dataset
+from launcher import cli
 
 LOSSES = ("loss", "mlm_loss", "nsp_loss", "grad_norm", "learning_rate")
 
@@ -130,7 +131,7 @@ def test_tensorboard_scalars(one_process: Path) -> None:
     tags = set(events.Tags()["scalars"])
     assert tags >= {
         "train/loss", "train/mlm_loss", "train/nsp_loss", "train/mlm_accuracy", "train/nsp_accuracy",
-        "train/learning_rate", "train/grad_norm", "speed/tokens_per_second",
+        "train/learning_rate", "train/grad_norm", "train/tokens_per_second",
         "heldout/mlm_loss", "heldout/nsp_accuracy",
     }  # fmt: skip
     logged = {event.step: event.value for event in events.Scalars("train/loss")}
@@ -145,13 +146,17 @@ def test_transformers_loads_every_checkpoint(one_process: Path, tiny_dataset: Pa
     from model.hf import import_hf
 
     checkpoint = one_process / "checkpoints" / "step-00000008"
-    for kind in (BertForPreTraining, BertForMaskedLM, AutoModel):
+    for kind, unused in (
+        (BertForPreTraining, ()),
+        (BertForMaskedLM, ("bert.pooler.", "cls.seq_relationship.")),
+        (AutoModel, ("cls.",)),
+    ):
         _, info = kind.from_pretrained(
             checkpoint / "hf", dtype=torch.float32, output_loading_info=True
         )
-        unexpected = set(info["unexpected_keys"])
         assert not info["missing_keys"] and not info["mismatched_keys"]
-        assert not unexpected or kind is not BertForPreTraining
+        # heads that a class does not have: `cloze export --as` leaves them out
+        assert all(name.startswith(unused) for name in info["unexpected_keys"])
     theirs = BertForPreTraining.from_pretrained(checkpoint / "hf", dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(checkpoint / "hf")
     dataset = Dataset.open(tiny_dataset)
@@ -183,6 +188,29 @@ def test_transformers_loads_every_checkpoint(one_process: Path, tiny_dataset: Pa
     torch.testing.assert_close(
         ours.nsp_logits(hidden[:, 0]), expected.seq_relationship_logits, atol=1e-5, rtol=0
     )
+
+
+@pytest.mark.parametrize("kind", ["pretraining", "masked-lm", "encoder"])
+def test_export_for_one_class(kind: str, one_process: Path, tmp_path: Path) -> None:
+    """Neither a missing nor an unexpected weight, and what the class computes is the same."""
+    from transformers import AutoModel, AutoTokenizer, BertForMaskedLM, BertForPreTraining
+
+    loader = {
+        "pretraining": BertForPreTraining,
+        "masked-lm": BertForMaskedLM,
+        "encoder": AutoModel,
+    }[kind]
+    command = ["export", str(one_process), str(tmp_path / "out"), "--as", kind]
+    assert cli.main(command) == 0
+    model, info = loader.from_pretrained(
+        tmp_path / "out", dtype=torch.float32, output_loading_info=True
+    )
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    whole = loader.from_pretrained(one_process / "checkpoints" / "step-00000008" / "hf")
+    encoded = AutoTokenizer.from_pretrained(tmp_path / "out")("The old clock.", return_tensors="pt")
+    with torch.no_grad():
+        assert torch.equal(model.eval()(**encoded)[0], whole.eval()(**encoded)[0])
+    assert cli.main(command) == 78  # the folder is taken
 
 
 def test_fill_mask_pipeline(one_process: Path) -> None:

@@ -23,6 +23,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from trainer.checkpoint_files import (
+    FORMAT,
+    checkpoints_folder,
+    list_checkpoints,
+    name_of,
+    problems_of,
+    read_state,
+)
 from trainer.engine import MOMENTS, NamedState, Part
 from trainer.files import (
     check_free_space,
@@ -36,27 +44,12 @@ from trainer.files import (
 from trainer.state import TrainState
 from trainer.world import World
 
-FORMAT = "cloze-checkpoint-v1"
 PARTS: tuple[Part, ...] = ("master", *MOMENTS)  # pyright: ignore[reportAssignmentType]
 BYTES_PER_PARAMETER = 16  # master, two moments, and the fp32 copy in hf/
 
 
 # Writes the model as a Hugging Face folder; called on rank 0 with fp32 weights by our names.
 WriteHf = Callable[[dict[str, torch.Tensor], Path], None]
-
-
-def checkpoints_folder(run_dir: Path) -> Path:
-    return run_dir / "checkpoints"
-
-
-def name_of(step: int) -> str:
-    return f"step-{step:08d}"
-
-
-def list_checkpoints(run_dir: Path) -> list[Path]:
-    """Published checkpoint folders, oldest first. Order is by step, never by time."""
-    folder = checkpoints_folder(run_dir)
-    return sorted(folder.glob("step-[0-9]*")) if folder.is_dir() else []
 
 
 def save(
@@ -82,12 +75,6 @@ def save(
             shutil.rmtree(temporary, ignore_errors=True)
         raise
     return final
-
-
-def prune(run_dir: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints. Rank 0 only."""
-    for old in list_checkpoints(run_dir)[:-keep]:
-        remove_folder(old)
 
 
 def _agree(world: World, action: Any, *arguments: Any) -> list[Any]:
@@ -187,29 +174,6 @@ def _publish(
     sync_folder(final.parent)
 
 
-def problems_of(folder: Path) -> list[str]:
-    """Why a checkpoint cannot be trusted; empty when every file is there, whole and unaltered."""
-    try:
-        manifest = json.loads((folder / "MANIFEST.json").read_text(encoding="utf-8"))
-        if manifest["format"] != FORMAT:
-            return [f"{folder} has format {manifest['format']!r}, this version reads {FORMAT!r}"]
-        files = manifest["files"].items()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return [f"{folder / 'MANIFEST.json'} cannot be read: {error}"]
-    problems = []
-    for name, expected in files:
-        path = folder / name
-        if not path.is_file():
-            problems.append(f"{path} is missing")
-        elif path.stat().st_size != expected["bytes"]:
-            problems.append(
-                f"{path} has {path.stat().st_size} bytes, the manifest says {expected['bytes']}"
-            )
-        elif (found := sha256_of(path)) != expected["sha256"]:
-            problems.append(f"{path} has sha256 {found}, the manifest says {expected['sha256']}")
-    return problems
-
-
 def newest_valid(run_dir: Path, world: World) -> Path | None:
     """The newest checkpoint that verifies, the same on every rank; None when there is none at all.
 
@@ -238,16 +202,6 @@ def newest_valid(run_dir: Path, world: World) -> Path | None:
             f"{checkpoints_folder(run_dir)} to start over."
         )
     return found
-
-
-def read_state(folder: Path) -> dict[str, Any]:
-    """state.json of a verified checkpoint."""
-    document = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    if document.get("format") != FORMAT:
-        raise ValueError(
-            f"{folder} has format {document.get('format')!r}, this version reads {FORMAT!r}"
-        )
-    return document
 
 
 def restore(folder: Path, named: NamedState) -> TrainState:

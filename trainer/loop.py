@@ -14,7 +14,8 @@ from data.shards import Dataset
 from model.flops import flops_per_step, num_parameters, peak_flops
 from model.heads import Losses
 from model.hf import export_hf
-from trainer.checkpoint import prune, save
+from trainer.checkpoint import save
+from trainer.checkpoint_files import prune
 from trainer.config import RunConfig, to_dict
 from trainer.engine import (
     NamedState,

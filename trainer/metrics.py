@@ -28,10 +28,10 @@ TAGS = {
     "learning_rate": "train/learning_rate",
     "grad_norm": "train/grad_norm",
     "num_tokens": "train/tokens",
-    "tokens_per_second": "speed/tokens_per_second",
-    "step_seconds": "speed/step_seconds",
-    "data_wait_fraction": "speed/data_wait_fraction",
-    "mfu": "speed/mfu",
+    "tokens_per_second": "train/tokens_per_second",
+    "step_seconds": "train/step_seconds",
+    "data_wait_fraction": "train/data_wait_fraction",
+    "mfu": "train/mfu",
 }
 
 

@@ -10,7 +10,8 @@ from data.shards import Dataset
 from model.bert import BertForPreTraining, load_weights
 from model.flops import num_parameters
 from model.hf import import_hf, missing_weights
-from trainer.checkpoint import list_checkpoints, newest_valid, read_state, restore
+from trainer.checkpoint import newest_valid, restore
+from trainer.checkpoint_files import list_checkpoints, read_state
 from trainer.config import RunConfig, differences, to_dict
 from trainer.ds import read_deepspeed_json, resolve
 from trainer.engine import NamedState

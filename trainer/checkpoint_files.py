@@ -1,0 +1,62 @@
+"""Checkpoint folders in, what can be trusted of them out. Needs no engine: files only."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from trainer.files import remove_folder, sha256_of
+
+FORMAT = "cloze-checkpoint-v1"
+
+
+def checkpoints_folder(run_dir: Path) -> Path:
+    return run_dir / "checkpoints"
+
+
+def name_of(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def list_checkpoints(run_dir: Path) -> list[Path]:
+    """Published checkpoint folders, oldest first. Order is by step, never by time."""
+    folder = checkpoints_folder(run_dir)
+    return sorted(folder.glob("step-[0-9]*")) if folder.is_dir() else []
+
+
+def problems_of(folder: Path) -> list[str]:
+    """Why a checkpoint cannot be trusted; empty when every file is there, whole and unaltered."""
+    try:
+        manifest = json.loads((folder / "MANIFEST.json").read_text(encoding="utf-8"))
+        if manifest["format"] != FORMAT:
+            return [f"{folder} has format {manifest['format']!r}, this version reads {FORMAT!r}"]
+        files = manifest["files"].items()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return [f"{folder / 'MANIFEST.json'} cannot be read: {error}"]
+    problems = []
+    for name, expected in files:
+        path = folder / name
+        if not path.is_file():
+            problems.append(f"{path} is missing")
+        elif path.stat().st_size != expected["bytes"]:
+            problems.append(
+                f"{path} has {path.stat().st_size} bytes, the manifest says {expected['bytes']}"
+            )
+        elif (found := sha256_of(path)) != expected["sha256"]:
+            problems.append(f"{path} has sha256 {found}, the manifest says {expected['sha256']}")
+    return problems
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """state.json of a verified checkpoint."""
+    document = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    if document.get("format") != FORMAT:
+        raise ValueError(
+            f"{folder} has format {document.get('format')!r}, this version reads {FORMAT!r}"
+        )
+    return document
+
+
+def prune(run_dir: Path, keep: int) -> None:
+    """Delete all but the newest `keep` checkpoints. Rank 0 only."""
+    for old in list_checkpoints(run_dir)[:-keep]:
+        remove_folder(old)
