@@ -71,7 +71,8 @@ def usual_way(dataset: Dataset, length: int) -> Iterator[int]:
     shards = [str(path) for path in sorted(dataset.root.glob("*/train/*.tar"))]
     rows: list[dict[str, Any]] = []
     while True:
-        for sample in webdataset.WebDataset(shards, shardshuffle=False):
+        samples: Any = webdataset.WebDataset(shards, shardshuffle=False)  # pyright: ignore[reportAttributeAccessIssue]
+        for sample in samples:
             (name,) = (key for key in sample if key.startswith("tok."))
             ids = np.frombuffer(sample[name], dataset.token_dtype).astype(np.int64)
             for start in range(0, len(ids) - length + 1, length):

@@ -21,7 +21,7 @@ PRESET = Path("configs/tiny.yaml")
 
 PREPARE = [
     "prepare", str(DATASET), f"python_docs={CORPUS}",
-    "--vocab-size", "8192", "--block-tokens", str(1 << 15), "--heldout-fraction", "0.02",
+    "--vocab-size", "4096", "--block-tokens", str(1 << 15), "--heldout-fraction", "0.02",
 ]  # fmt: skip
 TRAIN = ["train", str(PRESET), f"dir={RUN}", f"data.path={DATASET}", "--processes", "2"]
 

@@ -42,9 +42,8 @@ def train_here(preset: Path, overrides: list[str]) -> int:
     """Train in this process, as the rank its environment says. Returns the exit status."""
     try:
         config = load_config(preset, overrides)
-        from trainer.loop import (
-            train,
-        )  # after the preset is known to be right: this import takes seconds
+        _settle_deepspeed()
+        from trainer.loop import train  # takes seconds: not before the preset is known to be right
 
         train(config)
     except (ValueError, OSError) as error:

@@ -23,6 +23,7 @@ def one_process(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) ->
     preset = tiny_preset(folder, tiny_dataset, deepspeed=str(ROOT / "ds_configs" / "zero0.json"))
     result = launch(preset)
     assert result.returncode == 0, result.stderr
+    assert "WARN" not in result.stderr and "Warning" not in result.stdout + result.stderr
     return folder / "run"
 
 
