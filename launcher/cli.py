@@ -84,13 +84,20 @@ def _add_prepare(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def main(arguments: list[str] | None = None) -> int:
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """Parsed arguments; a wrong command line ends the process with a message, as argparse does."""
     parser = build_parser()
-    options, rest = parser.parse_known_args(sys.argv[1:] if arguments is None else arguments)
+    options, rest = parser.parse_known_args(arguments)
     if rest and (options.command != "train" or any(word.startswith("-") for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if options.command == "train":
         options.overrides += rest  # argparse gives up on those that follow an option
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(sys.argv[1:] if arguments is None else arguments)
+    if options.command == "train":
         return _train(options)
     try:
         if options.command == "export":

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from support import ROOT
 
-from launcher.cli import build_parser, prepare_config
+from launcher.cli import parse, prepare_config
 from launcher.train import add_train_arguments
 from trainer.config import load_config
 from trainer.ds import read_deepspeed_json
@@ -69,11 +69,11 @@ def check_train(words: list[str]) -> None:
 
 
 def check_cloze(words: list[str]) -> None:
-    options = build_parser().parse_args(words)
+    options = parse(words)
     if options.command == "train":
         config = load_config(ROOT / options.preset, options.overrides)
         read_deepspeed_json(ROOT / config.deepspeed)
-    else:
+    elif options.command == "prepare":
         prepare_config(options)
 
 
