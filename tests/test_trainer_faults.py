@@ -114,6 +114,15 @@ def test_a_foreign_folder_is_not_touched(tiny_dataset: Path, tmp_path: Path) -> 
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
+def test_what_a_job_killed_at_its_first_write_left_behind(
+    tiny_dataset: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "run").mkdir()
+    for name in ("lock", "owner.json.tmp-123", "config.yaml.tmp-123"):
+        (tmp_path / "run" / name).write_text("")
+    assert launch(tiny_preset(tmp_path, tiny_dataset, steps=3)).returncode == 0
+
+
 def test_a_second_job_is_told_who_owns_the_run(
     run: Path, tiny_dataset: Path, tmp_path: Path
 ) -> None:

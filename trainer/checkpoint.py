@@ -23,6 +23,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from data.files import sync_folder
 from trainer.checkpoint_files import (
     FORMAT,
     checkpoints_folder,
@@ -38,7 +39,6 @@ from trainer.files import (
     sha256_of,
     size_of,
     sync_file,
-    sync_folder,
     write_atomically,
 )
 from trainer.state import TrainState

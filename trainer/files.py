@@ -5,6 +5,8 @@ import os
 import shutil
 from pathlib import Path
 
+from data.files import publishing
+
 
 def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
@@ -20,18 +22,10 @@ def sync_file(path: Path) -> None:
         os.close(descriptor)
 
 
-sync_folder = sync_file  # a folder's entries are made durable the same way
-
-
 def write_atomically(path: Path, text: str) -> None:
-    """Replace `path` by `text` in one rename: readers see the old content or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    sync_folder(path.parent)
+    """Replace `path` by `text` in one rename: readers see the old content or the new, no part."""
+    with publishing(path) as file:
+        file.write(text.encode("utf-8"))
 
 
 def remove_folder(folder: Path) -> None:

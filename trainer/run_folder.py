@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from data.files import TEMPORARY_MARK
 from trainer.config import RunConfig, differences, to_dict, to_yaml
 from trainer.files import write_atomically
 
@@ -81,7 +82,9 @@ def claim(folder: Path, config: RunConfig, resolved_deepspeed: dict[str, Any]) -
             )
     else:
         foreign = sorted(
-            path.name for path in folder.iterdir() if path.name.lstrip(".") not in known
+            path.name
+            for path in folder.iterdir()
+            if path.name not in known and TEMPORARY_MARK not in path.name
         )
         if foreign:
             raise ValueError(
