@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from data.entropy import unigram_cross_entropy, unigram_entropy
+from data.entropy import context_free_loss, unigram_cross_entropy, unigram_entropy
 from data.files import read_json, temporary_name
 from data.inputs import InputFile, capped, find_files
 from data.plan import (
@@ -317,6 +317,9 @@ def _publish(
         "seed": job.config.seed,
         "heldout_fraction": job.config.heldout_fraction,
         "unigram_entropy_nats": unigram_entropy(counts["train"]),
+        "context_free_loss_nats": context_free_loss(
+            counts["train"], tokenizer.vocab_size - len(tokenizer.special_ids)
+        ),
         "heldout_unigram_nats": unigram_cross_entropy(counts["train"], counts["heldout"]),
     }
     publish_dataset(job.root, facts, job.sources, written)

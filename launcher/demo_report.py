@@ -25,14 +25,15 @@ def report(run: Path, dataset: Path) -> str:
     """What a run has learned, next to what can be had without learning."""
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
     train, heldout = ([m for m in metrics if m["kind"] == kind] for kind in ("train", "heldout"))
-    entropy = Dataset.open(dataset).manifest["unigram_entropy_nats"]
+    manifest = Dataset.open(dataset).manifest
+    entropy = manifest["unigram_entropy_nats"]
     curve = render_curve(
         {".": mlm_points(train), "o": mlm_points(heldout)}, (entropy, "unigram entropy")
     )
     newest = max((run / "checkpoints").glob("step-*")) / "hf"
     parts = [
         f"Loss of the masked tokens in nats (. training, o held-out):\n\n{curve}",
-        figures(train, heldout[-1], entropy),
+        figures(train, heldout[-1], manifest),
         f'transformers.pipeline("fill-mask", model="{newest}"):\n\n{fill_masks(newest)}',
     ]
     return "\n\n".join(parts) + "\n"
@@ -71,16 +72,20 @@ def render_curve(
     return "\n".join([*rows, f"{'step':>7} +{'0':<{width - 8}}{x_max:>8,.0f}"])
 
 
-def figures(train: list[dict[str, Any]], heldout: dict[str, Any], entropy: float) -> str:
+def figures(train: list[dict[str, Any]], heldout: dict[str, Any], manifest: dict[str, Any]) -> str:
     """The last evaluation against guessing, and the speed."""
     seconds = sum(
         now["step_seconds"] * (now["step"] - before)
         for now, before in zip(train, [0, *(m["step"] for m in train)], strict=False)
     )
     speed = statistics.median(m["tokens_per_second"] for m in train)
+    entropy, context_free = (
+        manifest[name] for name in ("unigram_entropy_nats", "context_free_loss_nats")
+    )
     rows = (
         ("held-out, after training", f"step {heldout['step']}", "without learning"),
         ("masked tokens: loss", f"{heldout['mlm_loss']:.3f}", f"{entropy:.3f} by token frequency"),
+        ("", "", f"{context_free:.3f} the best without context"),
         ("masked tokens: right", f"{heldout['mlm_accuracy']:.1%}", ""),
         ("next sentence: loss", f"{heldout['nsp_loss']:.3f}", f"{math.log(2):.3f} by a coin"),
         ("next sentence: right", f"{heldout['nsp_accuracy']:.1%}", "50.0% by a coin"),

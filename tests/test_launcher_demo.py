@@ -163,7 +163,9 @@ def test_figures_compare_with_guessing() -> None:
     heldout = {
         "step": 20, "mlm_loss": 4.25, "mlm_accuracy": 0.31, "nsp_loss": 0.6, "nsp_accuracy": 0.7,
     }  # fmt: skip
-    text = figures(train, heldout, 6.5)
+    levels = {"unigram_entropy_nats": 6.5, "context_free_loss_nats": 5.75}
+    text = figures(train, heldout, levels)
     assert "4.250" in text and "6.500 by token frequency" in text
+    assert "5.750 the best without context" in text
     assert "70.0%" in text and "0.693 by a coin" in text
     assert "1,000 tokens in 6 s" in text and "200 tokens/s" in text

@@ -36,7 +36,8 @@ print(pipeline("fill-mask", model=".")("The capital of France is [MASK]."))
 |---|---|---|
 {sources}
 
-Unigram entropy of the training text: {manifest["unigram_entropy_nats"]:.3f} nats.
+Unigram entropy of the training text: {manifest["unigram_entropy_nats"]:.3f} nats; masked-token loss of a model
+that sees no context: {manifest["context_free_loss_nats"]:.3f}.
 
 ## Configuration
 

@@ -105,12 +105,12 @@ def announce(run: RunConfig, dataset: Dataset, state: TrainState, world: World) 
     if not world.is_main:
         return
     entropy = dataset.manifest["unigram_entropy_nats"]
+    context_free = dataset.manifest["context_free_loss_nats"]
     print(
         f"{num_parameters(run.model, dataset.vocab_size):,} parameters, {run.precision}, "
-        f"{run.model.attention} attention, "
-        f"{world.size} x {world.device.type}, steps {state.step} to {run.steps} of "
-        f"{run.global_batch_size} rows\n"
-        f"an mlm loss below {entropy:.3f} (the corpus's unigram entropy) means that context is used; "
-        f"nsp at chance is {CHANCE_NSP_LOSS:.3f}",
+        f"{run.model.attention} attention, {world.size} x {world.device.type}, "
+        f"steps {state.step} to {run.steps} of {run.global_batch_size} rows\n"
+        f"the corpus's unigram entropy is {entropy:.3f}; an mlm loss below {context_free:.3f} means that "
+        f"context is used; nsp at chance is {CHANCE_NSP_LOSS:.3f}",
         flush=True,
     )
