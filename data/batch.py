@@ -7,7 +7,8 @@ row.
 
 # B rows, L slots of a row, M masked slots of the batch, P sequence pairs of the batch
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -16,10 +17,18 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from data.hashing import stable_hash64
-from data.lanes import Cursor, DataConfig, Lanes, StreamState, check_division, rows_of_step
+from data.lanes import (
+    Cursor,
+    Damage,
+    DataConfig,
+    Lanes,
+    StreamState,
+    check_division,
+    rows_of_batch,
+)
 from data.masking import Vocabulary
 from data.pairs import UNLABELLED
-from data.rows import Row, make_row, plan_rows
+from data.rows import ROWS_AT_ONCE, Row, make_rows, plan_rows
 from data.shards import Dataset
 
 
@@ -54,6 +63,7 @@ class StreamItem:
     batch: Batch
     first_row: int
     cursors: dict[int, Cursor]
+    damage: tuple[Damage, ...] = ()  # of the whole stream, as far as its reader knows
 
 
 def collate(rows: list[Row], numbers: list[int], sequence_length: int, pad_id: int) -> Batch:
@@ -62,26 +72,30 @@ def collate(rows: list[Row], numbers: list[int], sequence_length: int, pad_id: i
     input_ids = np.full(shape, pad_id, dtype=np.int64)
     token_types, positions = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
     sequences = np.full(shape, -1, dtype=np.int32)
-    masked, labels, cls, nsp = [], [], [], []
     digest = 0
     for i, (row, number) in enumerate(zip(rows, numbers, strict=True)):
-        n, lengths = len(row.input_ids), row.sequence_lengths
-        starts = np.cumsum(lengths) - lengths
+        n = len(row.input_ids)
         input_ids[i, :n] = row.input_ids
         token_types[i, :n] = row.token_type_ids
-        positions[i, :n] = np.arange(n) - np.repeat(starts, lengths)
-        sequences[i, :n] = np.repeat(np.arange(len(lengths)), lengths)
-        masked.append(row.masked_positions + i * sequence_length)
-        labels.append(row.masked_labels)
-        labelled = row.nsp_labels != UNLABELLED
-        cls.append(starts[labelled] + i * sequence_length)
-        nsp.append(row.nsp_labels[labelled])
+        positions[i, :n] = row.position_ids
+        sequences[i, :n] = row.sequence_ids
         digest += row.digest(number)
+    offsets = np.arange(len(rows)) * sequence_length
+    masked = np.concatenate([row.masked_positions for row in rows])
+    masked += np.repeat(offsets, [len(row.masked_positions) for row in rows])
+    labels = np.concatenate([row.masked_labels for row in rows])
+    lengths = np.concatenate([row.sequence_lengths for row in rows])
+    num_sequences = [len(row.sequence_lengths) for row in rows]
+    filled_before = np.concatenate([[0], np.cumsum([len(row.input_ids) for row in rows])[:-1]])
+    starts = np.cumsum(lengths) - lengths + np.repeat(offsets - filled_before, num_sequences)
+    nsp = np.concatenate([row.nsp_labels for row in rows])
+    labelled = nsp != UNLABELLED
     return Batch(
         *(torch.from_numpy(a) for a in (input_ids, token_types, positions, sequences)),
-        *(torch.from_numpy(np.concatenate(a).astype(np.int64)) for a in (masked, labels, cls, nsp)),
-        num_tokens=sum(len(row.input_ids) for row in rows),
-        sum_squared_lengths=sum(int((row.sequence_lengths**2).sum()) for row in rows),
+        *(torch.from_numpy(a) for a in (masked, labels.astype(np.int64))),
+        *(torch.from_numpy(a) for a in (starts[labelled], nsp[labelled])),
+        num_tokens=int(lengths.sum()),
+        sum_squared_lengths=int((lengths**2).sum()),
         rows_digest=wrap_int64(digest),
     )
 
@@ -116,42 +130,41 @@ class Reader:
 
 
 class MicroBatches(IterableDataset[StreamItem]):
-    """The endless micro-batches of one rank, starting at a stream state (a step boundary).
+    """The micro-batches of one rank, from a stream state (a step boundary) to a row, or without end.
 
     With loader workers, worker w of W makes micro-batches w, w + W, ...: the DataLoader puts them
     back in order, so the number of workers changes nothing but speed.
     """
 
-    def __init__(self, config: DataConfig, reader: Reader, state: StreamState) -> None:
+    def __init__(
+        self, config: DataConfig, reader: Reader, state: StreamState, end_row: int | None = None
+    ) -> None:
         check_division(
             world_size=reader.world_size,
             global_batch_size=reader.global_batch_size,
             num_lanes=config.num_lanes,
         )
-        if state.row % reader.global_batch_size:
-            raise ValueError(
-                f"the saved stream stands at row {state.row}, no multiple of global_batch_size "
-                f"{reader.global_batch_size}"
-            )
-        self.config, self.reader, self.state = config, reader, state
+        _check_workers(config, reader)
+        self.config, self.reader, self.state, self.end_row = config, reader, state, end_row
 
     def __iter__(self) -> Iterator[StreamItem]:
         worker = get_worker_info()
         index, num_workers = (worker.id, worker.num_workers) if worker else (0, 1)
         dataset = Dataset.open(self.config.path)
         lanes = Lanes(dataset, self.config, self.reader.seed, self.state)
-        step, number = self.state.row // self.reader.global_batch_size, 0
-        while True:
-            for rows in self._micro_batches_of(step):
+        number, size = 0, self.reader.global_batch_size
+        for first_row in itertools.count(self.state.row, size):
+            if self.end_row is not None and first_row >= self.end_row:
+                return
+            for rows in self._micro_batches_at(first_row):
                 if number % num_workers == index:
                     yield self._make(lanes, rows)
                 number += 1
-            step += 1
 
-    def _micro_batches_of(self, step: int) -> np.ndarray:
-        """int64 [accumulation, micro batch]: this rank's row numbers."""
-        rows = rows_of_step(
-            step,
+    def _micro_batches_at(self, first_row: int) -> np.ndarray:
+        """int64 [accumulation, micro batch]: this rank's row numbers in the step that begins there."""
+        rows = rows_of_batch(
+            first_row,
             rank=self.reader.rank,
             world_size=self.reader.world_size,
             global_batch_size=self.reader.global_batch_size,
@@ -165,12 +178,27 @@ class MicroBatches(IterableDataset[StreamItem]):
             rows, numbers.tolist(), self.config.sequence_length, lanes.vocabulary.pad_id
         )
         touched = {number % self.config.num_lanes for number in numbers.tolist()}
-        return StreamItem(batch, int(numbers[0]), {lane: lanes.cursor(lane) for lane in touched})
+        cursors = {lane: lanes.cursor(lane) for lane in touched}
+        return StreamItem(batch, int(numbers[0]), cursors, tuple(lanes.damage))
 
 
-def build_loader(config: DataConfig, reader: Reader, state: StreamState) -> Iterator[StreamItem]:
-    """An endless iterator of StreamItems for one rank, starting at `state`."""
-    micro_batches = MicroBatches(config, reader, state)
+def _check_workers(config: DataConfig, reader: Reader) -> None:
+    """Where damaged blocks are passed over, a lane must have one reader, which alone decides on it."""
+    per_round = max(1, config.num_lanes // (reader.world_size * reader.micro_batch_size))
+    workers = config.num_workers
+    if config.max_damaged_blocks and workers > 1 and per_round % workers:
+        raise ValueError(
+            f"with data.max_damaged_blocks {config.max_damaged_blocks} each lane must be read by one worker: "
+            f"{config.num_lanes} lanes make {per_round} micro-batches of a rank, which data.num_workers "
+            f"{workers} does not divide"
+        )
+
+
+def build_loader(
+    config: DataConfig, reader: Reader, state: StreamState, end_row: int | None = None
+) -> Iterator[StreamItem]:
+    """StreamItems for one rank, from `state` up to `end_row`, or without end."""
+    micro_batches = MicroBatches(config, reader, state, end_row)
     if config.num_workers == 0:
         return iter(micro_batches)
     loader = DataLoader(
@@ -184,12 +212,16 @@ def build_loader(config: DataConfig, reader: Reader, state: StreamState) -> Iter
     return iter(loader)
 
 
-def commit(state: StreamState, row: int, cursors: dict[int, Cursor]) -> StreamState:
-    """The state after a completed step: now at `row`, with the lanes that moved."""
+def commit(
+    state: StreamState, row: int, cursors: dict[int, Cursor], damage: Iterable[Damage] = ()
+) -> StreamState:
+    """The state after a completed step: now at `row`, with the lanes that moved and what they passed over."""
     moved = list(state.cursors)
     for lane, cursor in cursors.items():
         moved[lane] = cursor
-    return replace(state, row=row, cursors=tuple(moved))
+    return replace(
+        state, row=row, cursors=tuple(moved), damage=tuple(sorted({*state.damage, *damage}))
+    )
 
 
 def evaluation_batches(
@@ -223,8 +255,10 @@ def heldout_rows(dataset: Dataset, config: DataConfig, seed: int, num_rows: int)
         key = stable_hash64(seed, "heldout", index)
         block = dataset.read_block(index)
         plan = plan_rows(block, config.sequence_length, config.packing, key)
-        for number in range(plan.num_rows):
-            yield make_row(block, plan, number, vocabulary, config.masked_fraction, key)
+        for first in range(0, plan.num_rows, ROWS_AT_ONCE):
+            numbers = range(first, min(first + ROWS_AT_ONCE, plan.num_rows))
+            rows = make_rows(block, plan, numbers, vocabulary, config.masked_fraction, key)
+            yield from map(rows.row, range(len(numbers)))
 
     queues = [rows_of(int(index)) for index in dataset.block_indices("heldout")]
     rows: list[Row] = []

@@ -19,8 +19,8 @@ import numpy as np
 
 from data.hashing import permute, stable_hash64
 from data.masking import Vocabulary
-from data.rows import Row, RowPlan, make_row, plan_rows
-from data.shards import Block, Dataset
+from data.rows import ROWS_AT_ONCE, Row, RowPlan, Rows, make_rows, plan_rows
+from data.shards import Block, DamagedBlock, Dataset
 
 MAX_WEIGHT_SUM = 1 << 16
 
@@ -36,6 +36,9 @@ class DataConfig:
     masked_fraction: float = 0.15  # of the tokens of a row (Devlin et al. 2019)
     weights: dict[str, int] | None = None  # source -> integer share of windows; None: as prepared
     num_workers: int = 0  # loader processes per rank; 0: rows are made in the training process
+    max_damaged_blocks: int = (
+        0  # how many readings of a block may fail and be passed over, in a run
+    )
 
     def __post_init__(self) -> None:
         problems = []
@@ -45,8 +48,9 @@ class DataConfig:
             problems.append(f"data.num_lanes {self.num_lanes} is not a power of two")
         if not 0 < self.masked_fraction < 1:
             problems.append(f"data.masked_fraction {self.masked_fraction} is not between 0 and 1")
-        if self.num_workers < 0:
-            problems.append(f"data.num_workers {self.num_workers} is negative")
+        for name in ("num_workers", "max_damaged_blocks"):
+            if getattr(self, name) < 0:
+                problems.append(f"data.{name} {getattr(self, name)} is negative")
         weights = self.weights or {}
         problems += [
             f"data.weights.{name} is {weight}: give an integer of at least 1, or leave {name} out"
@@ -64,7 +68,16 @@ class Cursor(NamedTuple):
 
     window: int  # ordinal of the window the lane is in
     row: int  # rows of that window already given
+    source: int  # that the window reads from, once a row of it was given; else -1
     counts: tuple[int, ...]  # windows finished so far, for each source
+
+
+class Damage(NamedTuple):
+    """A window that was passed over because its block cannot be read. What is left out is part of the stream."""
+
+    lane: int
+    window: int
+    block: int  # row of the block table
 
 
 @dataclass(frozen=True)
@@ -73,24 +86,41 @@ class StreamState:
 
     row: int  # the row the run takes next
     cursors: tuple[Cursor, ...]  # [num_lanes]
+    damage: tuple[Damage, ...] = ()  # all that was ever passed over
 
     @classmethod
     def start(cls, num_lanes: int, num_sources: int) -> "StreamState":
-        return cls(0, tuple(Cursor(0, 0, (0,) * num_sources) for _ in range(num_lanes)))
+        return cls(0, tuple(Cursor(0, 0, -1, (0,) * num_sources) for _ in range(num_lanes)))
 
     def to_json(self) -> dict[str, object]:
-        return {"row": self.row, "lanes": [[c.window, c.row, *c.counts] for c in self.cursors]}
+        lanes = [[c.window, c.row, c.source, *c.counts] for c in self.cursors]
+        return {"row": self.row, "lanes": lanes, "damage": [list(d) for d in self.damage]}
 
     @classmethod
     def from_json(cls, value: dict) -> "StreamState":
-        lanes = (Cursor(lane[0], lane[1], tuple(lane[2:])) for lane in value["lanes"])
-        return cls(value["row"], tuple(lanes))
+        lanes = (Cursor(*lane[:3], tuple(lane[3:])) for lane in value["lanes"])
+        return cls(value["row"], tuple(lanes), tuple(Damage(*d) for d in value["damage"]))
 
 
-class _Window(NamedTuple):
+class Origin(NamedTuple):
+    """Where a row comes from."""
+
+    block: int  # row of the block table
+    epoch: int  # of its source
+    source: str
+    key: int  # 64-bit address of this reading of the block, for `plan_rows` and `make_rows`
+    row: int  # within that reading
+
+
+@dataclass
+class _Window:
+    """A lane's open block. Its rows are assembled some at a time."""
+
     block: Block
     plan: RowPlan
-    key: int
+    origin: Origin
+    first: int = 0  # of the rows that are assembled
+    rows: Rows | None = None
 
 
 class Lanes:
@@ -104,6 +134,7 @@ class Lanes:
         self.dataset, self.config, self.seed = dataset, config, seed
         self.vocabulary = Vocabulary.of(dataset.special_ids, dataset.vocab_size)
         self.sources, self.blocks = training_sources(dataset, config)
+        self.damage = list(state.damage)
         self._check_state(state)
         self._cursors = list(state.cursors)
         self._given = [
@@ -125,51 +156,87 @@ class Lanes:
 
     def row(self, number: int) -> Row:
         """Row `number` of the run."""
-        lane = number % self.config.num_lanes
-        wanted = number // self.config.num_lanes
-        assert wanted >= self._given[lane], f"row {number} of lane {lane} was already passed"
-        window = self._advance(lane, wanted - self._given[lane])
+        lane, window = self._pass(number)
         cursor = self._cursors[lane]
-        row = make_row(
-            window.block,
-            window.plan,
-            cursor.row,
-            self.vocabulary,
-            self.config.masked_fraction,
-            window.key,
-        )
-        self._cursors[lane] = cursor._replace(row=cursor.row + 1)
-        self._given[lane] = wanted + 1
+        if window.rows is None or not 0 <= cursor.row - window.first < ROWS_AT_ONCE:
+            window.first = cursor.row - cursor.row % ROWS_AT_ONCE
+            stop = min(window.first + ROWS_AT_ONCE, window.plan.num_rows)
+            window.rows = make_rows(
+                window.block,
+                window.plan,
+                range(window.first, stop),
+                self.vocabulary,
+                self.config.masked_fraction,
+                window.origin.key,
+            )
+        row = window.rows.row(cursor.row - window.first)
+        self._given_one(lane)
         return row
+
+    def origin(self, number: int) -> Origin:
+        """Where row `number` of the run comes from. Moves the lane on as `row` does, at less cost."""
+        lane, window = self._pass(number)
+        origin = window.origin._replace(row=self._cursors[lane].row)
+        self._given_one(lane)
+        return origin
 
     def cursor(self, lane: int) -> Cursor:
         return self._cursors[lane]
 
-    def _advance(self, lane: int, num_skipped: int) -> _Window:
-        """Move a lane past `num_skipped` rows, to a row that its window holds; returns that window."""
-        window = self._windows.get(lane) or self._open(lane)
+    def _given_one(self, lane: int) -> None:
         cursor = self._cursors[lane]
-        target = cursor.row + num_skipped
+        self._cursors[lane] = cursor._replace(row=cursor.row + 1)
+        self._given[lane] += 1
+
+    def _pass(self, number: int) -> tuple[int, _Window]:
+        """Move the lane of row `number` to it, past those that were not asked for: (lane, window)."""
+        lane = number % self.config.num_lanes
+        wanted = number // self.config.num_lanes
+        assert wanted >= self._given[lane], f"row {number} of lane {lane} was already passed"
+        window = self._windows.get(lane) or self._open(lane)
+        target = self._cursors[lane].row + wanted - self._given[lane]
         while target >= window.plan.num_rows:
             target -= window.plan.num_rows
-            source = self._source_of(lane, cursor.window)
-            counts = tuple(n + (i == source) for i, n in enumerate(cursor.counts))
-            cursor = Cursor(cursor.window + 1, 0, counts)
-            self._cursors[lane] = cursor
+            self._cursors[lane] = next_window(self._cursors[lane])
             window = self._open(lane)
-        self._cursors[lane] = cursor._replace(row=target)
-        return window
+        self._cursors[lane] = self._cursors[lane]._replace(row=target)
+        self._given[lane] = wanted
+        return lane, window
 
     def _open(self, lane: int) -> _Window:
-        cursor = self._cursors[lane]
-        source = self._source_of(lane, cursor.window)
-        epoch, block_index = self.block_of(lane, source, cursor.counts[source])
-        key = stable_hash64(self.seed, "window", self.sources[source], epoch, block_index)
-        block = self.dataset.read_block(block_index)
+        """Open the window a lane stands in, or the next one that is not damaged."""
+        self._windows.pop(lane, None)
+        while True:
+            cursor = self._cursors[lane]
+            source = cursor.source if cursor.source >= 0 else self._source_of(lane, cursor.window)
+            epoch, ordinal = self._place(lane, source, cursor.counts[source])
+            self._cursors[lane] = cursor._replace(source=source)
+            block_index = int(self.blocks[source][ordinal])
+            block = self._read(Damage(lane, cursor.window, block_index))
+            if block is not None:
+                break
+            self._cursors[lane] = next_window(self._cursors[lane])
+        name = self.sources[source]
+        key = stable_hash64(self.seed, "window", name, epoch, ordinal)
         plan = plan_rows(block, self.config.sequence_length, self.config.packing, key)
-        window = _Window(block, plan, key)
+        window = _Window(block, plan, Origin(block_index, epoch, name, key, 0))
         self._windows[lane] = window
         return window
+
+    def _read(self, reading: Damage) -> Block | None:
+        """The block of a window, None if it is to be passed over: was before, or is damaged now."""
+        if reading in self.damage:
+            return None
+        try:
+            return self.dataset.read_block(reading.block)
+        except DamagedBlock as error:
+            if len(self.damage) >= self.config.max_damaged_blocks:
+                raise
+            print(
+                f"passing over a damaged block ({len(self.damage) + 1} so far): {error}", flush=True
+            )
+            self.damage.append(reading)
+            return None
 
     def _source_of(self, lane: int, window: int) -> int:
         weights = list(self.config.weights.values()) if self.config.weights else [1]
@@ -177,10 +244,21 @@ class Lanes:
 
     def block_of(self, lane: int, source: int, count: int) -> tuple[int, int]:
         """(epoch, row of the block table) of a lane's count-th window of a source."""
-        blocks = self.blocks[source]
-        epoch, ordinal = divmod(count * self.config.num_lanes + lane, len(blocks))
+        epoch, ordinal = self._place(lane, source, count)
+        return epoch, int(self.blocks[source][ordinal])
+
+    def _place(self, lane: int, source: int, count: int) -> tuple[int, int]:
+        """(epoch, which of the source's blocks) of a lane's count-th window of a source."""
+        num_blocks = len(self.blocks[source])
+        epoch, ordinal = divmod(count * self.config.num_lanes + lane, num_blocks)
         key = stable_hash64(self.seed, "epoch", self.sources[source], epoch)
-        return epoch, int(blocks[permute(ordinal, len(blocks), key)])
+        return epoch, permute(ordinal, num_blocks, key)
+
+
+def next_window(cursor: Cursor) -> Cursor:
+    """The cursor of a lane that is done with its window."""
+    counts = tuple(n + (i == cursor.source) for i, n in enumerate(cursor.counts))
+    return Cursor(cursor.window + 1, 0, -1, counts)
 
 
 def training_sources(dataset: Dataset, config: DataConfig) -> tuple[list[str], list[np.ndarray]]:
@@ -220,16 +298,17 @@ def _rows_of_lane(lane: int, row: int, num_lanes: int) -> int:
     return (row - lane + num_lanes - 1) // num_lanes if row > lane else 0
 
 
-def rows_of_step(
-    step: int, *, rank: int, world_size: int, global_batch_size: int, num_lanes: int
+def rows_of_batch(
+    first_row: int, *, rank: int, world_size: int, global_batch_size: int, num_lanes: int
 ) -> np.ndarray:
     """int64 [global_batch_size / world_size]: the rows a rank trains on in a step, in order.
 
-    Each lane belongs to one rank: with M = min(batch, lanes), row g goes to rank (g mod M) // (M /
-    ranks). ValueError when batch, lanes and ranks do not divide.
+    first_row: of the step, over all ranks. Each lane belongs to one rank: with M = min(batch,
+    lanes), row g goes to rank (g mod M) // (M / ranks). ValueError when batch, lanes and ranks do
+    not divide.
     """
     check_division(world_size=world_size, global_batch_size=global_batch_size, num_lanes=num_lanes)
-    rows = np.arange(step * global_batch_size, (step + 1) * global_batch_size, dtype=np.int64)
+    rows = np.arange(first_row, first_row + global_batch_size, dtype=np.int64)
     width = min(global_batch_size, num_lanes)
     return rows[(rows % width) // (width // world_size) == rank]
 

@@ -1,4 +1,4 @@
-"""One assembled row in, the masked row and its labels out: which tokens are hidden, and by what.
+"""Assembled rows in, masked rows and their labels out: which tokens are hidden, and by what.
 
 Masks come from integer hashes of the row's address, so a row has the same mask on every machine and
 after every resume, and a new one in each epoch (dynamic masking, Liu et al. 2019, section 4.1).
@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.hashing import hash_positions, mix64
+from data.hashing import GOLDEN, hash_positions, mix64
 
 MASK_SHARE, RANDOM_SHARE = 0.8, 0.1  # the rest keeps its token (Devlin et al. 2019, appendix A.1)
+HASH_SHIFT = 24  # tokens are chosen by the upper 40 bits of their hash; ties by position
 
 
 class Vocabulary(NamedTuple):
@@ -43,25 +44,70 @@ def mask_row(
 
     ids: uint32 [num_tokens], changed in place; maskable: bool [num_tokens], False at special
     tokens. Exactly round(fraction x maskable tokens) are chosen, at least one where there is any,
-    so that the heads see nearly equal work in every row. Returns (positions int64 [num_masked],
-    ascending; labels uint32 [num_masked], the tokens that stood there). (Devlin et al. 2019,
-    section 3.1.)
+    so that the heads see nearly equal work in every row: those with the smallest hashes. Returns
+    (positions int64 [num_masked], ascending; labels uint32 [num_masked], the tokens that stood
+    there). (Devlin et al. 2019, section 3.1.)
     """
     candidates = np.flatnonzero(maskable)
     if len(candidates) == 0:
         return candidates, ids[:0].copy()
-    num_masked = max(1, round(fraction * len(candidates)))
     hashes = hash_positions(key, len(ids))[candidates]
-    chosen = np.sort(np.argpartition(hashes, num_masked - 1)[:num_masked])
+    num_masked = max(1, round(fraction * len(candidates)))
+    by_hash = np.argsort(hashes >> np.uint64(HASH_SHIFT), kind="stable")
+    chosen = np.sort(by_hash[:num_masked])
     positions = candidates[chosen]
     labels = ids[positions].copy()
-    action_hashes = mix64(hashes[chosen] ^ np.uint64(0x5851F42D4C957F2D))
-    action = (action_hashes >> np.uint64(11)).astype(np.float64) * 2.0**-53
-    random_index = (mix64(action_hashes) % np.uint64(len(vocabulary.regular_ids))).astype(np.int64)
-    replaced = np.where(
-        action < MASK_SHARE,
-        np.uint32(vocabulary.mask_id),
-        np.where(action < MASK_SHARE + RANDOM_SHARE, vocabulary.regular_ids[random_index], labels),
-    )
-    ids[positions] = replaced
+    ids[positions] = _shown(labels, hashes[chosen], vocabulary)
     return positions, labels
+
+
+def mask_rows(
+    ids: np.ndarray,
+    text: np.ndarray,
+    row_starts: np.ndarray,
+    fraction: float,
+    vocabulary: Vocabulary,
+    keys: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`mask_row` on many rows at once, which lie one after the other; the same result.
+
+    ids: uint32 [num_slots], changed in place; text: int64 [num_text], ascending, the slots that may
+    be masked; row_starts: int64 [num_rows + 1], at most 256 rows of at most 65536 slots; keys:
+    uint64 [num_rows]. Returns (slots int64 [num_masked], ascending; labels uint32 [num_masked];
+    how many are in each row, int64 [num_rows]).
+    """
+    text_starts = np.searchsorted(text, row_starts)
+    num_text = np.diff(text_starts)
+    row = np.repeat(np.arange(len(num_text)), num_text)
+    position = (text - row_starts[row]).astype(np.uint64)
+    hashes = _hashes(keys[row], position)
+    # one sort for all rows: by row, then hash, then position, which it carries along
+    order = (row.astype(np.uint64) << np.uint64(56)) | position
+    order |= (hashes >> np.uint64(HASH_SHIFT)) << np.uint64(16)
+    order.sort()
+    num_masked = np.maximum(np.rint(fraction * num_text).astype(np.int64), np.minimum(num_text, 1))
+    ends = np.cumsum(num_masked)
+    row = np.repeat(np.arange(len(num_masked)), num_masked)
+    taken = np.arange(len(row)) + (text_starts[:-1] - (ends - num_masked))[row]
+    slots = np.sort((order[taken] & np.uint64(0xFFFF)).astype(np.int64) + row_starts[row])
+    labels = ids[slots]
+    chosen = _hashes(keys[row], (slots - row_starts[row]).astype(np.uint64))
+    ids[slots] = _shown(labels, chosen, vocabulary)
+    return slots, labels, num_masked
+
+
+def _hashes(keys: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """uint64: what `hash_positions(key, ...)` gives at each position."""
+    return mix64((positions + np.uint64(1)) * np.uint64(GOLDEN) + keys)
+
+
+def _shown(labels: np.ndarray, hashes: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
+    """uint32: what stands in the place of each chosen token."""
+    hashes = mix64(hashes ^ np.uint64(0x5851F42D4C957F2D))
+    action = (hashes >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    regular = vocabulary.regular_ids
+    others = regular[(mix64(hashes) % np.uint64(len(regular))).astype(np.int64)]
+    mask = np.uint32(vocabulary.mask_id)
+    return np.where(
+        action < MASK_SHARE, mask, np.where(action < MASK_SHARE + RANDOM_SHARE, others, labels)
+    )

@@ -1,8 +1,8 @@
 """A block and its address in, rows out: sequences packed into row slots, masked, ready to batch.
 
-A block's rows are a pure function of (block, seed, epoch): pairs are cut (data/pairs.py), packed
-here, and masked (data/masking.py). Any rank can compute any row, and nothing about rows is ever
-stored.
+A block's rows are a pure function of (block, seed, epoch): pairs are cut and dealt to rows
+(data/cutting.py, data/pairs.py), assembled here, and masked (data/masking.py). Any rank can compute
+any row, and nothing about rows is ever stored.
 """
 
 from typing import NamedTuple
@@ -10,10 +10,13 @@ from typing import NamedTuple
 import numpy as np
 import xxhash
 
-from data.hashing import hash_order, stable_hash64
-from data.masking import Vocabulary, mask_row
-from data.pairs import Pairs, make_pairs
+from data.cutting import NUM_SPECIAL
+from data.hashing import hash_order, mix64, stable_hash64
+from data.masking import Vocabulary, mask_row, mask_rows
+from data.pairs import UNLABELLED, Pairs, make_pairs
 from data.shards import Block
+
+ROWS_AT_ONCE = 32  # assembled together: numpy calls cost the same for one row and for many
 
 
 class RowPlan(NamedTuple):
@@ -37,59 +40,118 @@ class Row(NamedTuple):
     masked_positions: np.ndarray  # int64 [m], ascending
     masked_labels: np.ndarray  # uint32 [m]
     nsp_labels: np.ndarray  # int64 [s]: IS_NEXT, IS_RANDOM or UNLABELLED
+    position_ids: np.ndarray  # int32 [n], from 0 in every sequence
+    sequence_ids: np.ndarray  # int32 [n]: 0, 1, ... along the row
 
     def digest(self, row_number: int) -> int:
         """64-bit hash of the row's content and its place in the run: equal streams, equal digests."""
         digest = xxhash.xxh3_64(row_number.to_bytes(8, "little"))
-        for array in self:
+        for array in self[:6]:  # the others follow from the lengths
             digest.update(np.ascontiguousarray(array).data)
         return digest.intdigest()
+
+
+class Rows(NamedTuple):
+    """Consecutive rows of a block, one after the other in each array."""
+
+    slots: Row  # the fields of a Row, of all rows; masked_positions count slots through
+    row_starts: np.ndarray  # int64 [num_rows + 1], slots
+    sequence_starts: np.ndarray  # int64 [num_rows + 1], sequences
+    masked_starts: np.ndarray  # int64 [num_rows + 1], masked slots
+
+    def row(self, index: int) -> Row:
+        """One of them; the arrays are views, but for the positions."""
+        start, stop = self.row_starts[index : index + 2].tolist()
+        first, last = self.sequence_starts[index : index + 2].tolist()
+        low, high = self.masked_starts[index : index + 2].tolist()
+        every = self.slots
+        return Row(
+            every.input_ids[start:stop],
+            every.token_type_ids[start:stop],
+            every.sequence_lengths[first:last],
+            every.masked_positions[low:high] - start,
+            every.masked_labels[low:high],
+            every.nsp_labels[first:last],
+            every.position_ids[start:stop],
+            every.sequence_ids[start:stop],
+        )
 
 
 def plan_rows(block: Block, sequence_length: int, packing: bool, key: int) -> RowPlan:
     """Choose the pairs of every row of a block. Only lengths are read, no token.
 
-    packing: several pairs may share a row (best-fit decreasing); else each pair has its own.
-    Rows come in hashed order, because packing alone would put the longest pairs first.
+    packing: several pairs may share a row, else each pair has its own. Rows come in hashed order,
+    because in the order of their making the last would be the emptiest.
     """
-    pairs = make_pairs(block, sequence_length, key, vary_lengths=packing)
-    if packing:
-        bins = best_fit_decreasing(pairs.lengths, sequence_length)
-    else:
-        bins = [[index] for index in range(len(pairs.lengths))]
-    bin_order = hash_order(stable_hash64(key, "rows"), len(bins)).tolist()
-    sizes = [len(bins[index]) for index in bin_order]
-    order = [pair for index in bin_order for pair in bins[index]]
-    starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
-    return RowPlan(pairs, np.array(order, dtype=np.int64), starts)
+    pairs = make_pairs(block, sequence_length, packing, key)
+    counts = np.bincount(pairs.row)
+    place = np.empty(len(counts), dtype=np.int64)
+    row_order = hash_order(stable_hash64(key, "rows"), len(counts))
+    place[row_order] = np.arange(len(counts))
+    order = np.argsort(place[pairs.row], kind="stable")
+    starts = np.concatenate([[0], np.cumsum(counts[row_order], dtype=np.int64)])
+    return RowPlan(pairs, order, starts)
 
 
-def best_fit_decreasing(lengths: np.ndarray, capacity: int) -> list[list[int]]:
-    """Pack items into bins of `capacity`: longest first, each into the fullest bin that takes it.
+def make_rows(
+    block: Block,
+    plan: RowPlan,
+    numbers: range,
+    vocabulary: Vocabulary,
+    masked_fraction: float,
+    key: int,
+) -> Rows:
+    """Assemble and mask rows `numbers` of a planned block, all at once; as `make_row` does each.
 
-    lengths: int64 [n], each in 1..capacity. Open bins are kept by room left; a bit mask over the
-    rooms finds the smallest that fits in O(1).
+    numbers: at most 256, step 1. key: the same as given to `plan_rows`.
     """
-    bins: list[list[int]] = []
-    open_bins: list[list[int]] = [[] for _ in range(capacity + 1)]  # room left -> bin numbers
-    rooms = 0  # bit r is set when a bin with r slots of room is open
-    for item in np.argsort(-lengths, kind="stable").tolist():
-        length = int(lengths[item])
-        fitting = rooms >> length
-        if fitting:
-            room = length + (fitting & -fitting).bit_length() - 1
-            number = open_bins[room].pop()
-            if not open_bins[room]:
-                rooms &= ~(1 << room)
-        else:
-            room, number = capacity, len(bins)
-            bins.append([])
-        bins[number].append(item)
-        left = room - length
-        if left:
-            open_bins[left].append(number)
-            rooms |= 1 << left
-    return bins
+    sequence_starts = plan.starts[numbers.start : numbers.stop + 1]
+    chosen = plan.order[sequence_starts[0] : sequence_starts[-1]]
+    sequence_starts = sequence_starts - sequence_starts[0]
+    pairs = plan.pairs
+    a_length, b_length = pairs.a_length[chosen], pairs.b_length[chosen]
+    lengths = a_length + b_length + np.where(b_length > 0, NUM_SPECIAL, 2)
+    ends = np.cumsum(lengths)
+    starts = ends - lengths
+    row_starts = np.concatenate([[0], ends])[sequence_starts]
+    ids = np.empty(int(row_starts[-1]), dtype=np.uint32)
+    is_text = np.ones(len(ids), dtype=bool)
+    is_text[starts] = is_text[starts + a_length + 1] = is_text[ends - 1] = False
+    text = np.flatnonzero(is_text)
+    ids.fill(vocabulary.sep_id)
+    ids[starts] = vocabulary.cls_id
+    ids[text] = _text_of(block, pairs, chosen)
+    two = np.stack([a_length + 2, lengths - a_length - 2], axis=1).ravel()
+    types = np.repeat(np.tile(np.array([0, 1], dtype=np.uint8), len(chosen)), two)
+    positions = np.arange(len(ids), dtype=np.int32)
+    positions -= np.repeat(starts.astype(np.int32), lengths)
+    in_row = np.arange(len(chosen)) - np.repeat(sequence_starts[:-1], np.diff(sequence_starts))
+    keys = _mask_keys(key, numbers)
+    slots, labels, num_masked = mask_rows(ids, text, row_starts, masked_fraction, vocabulary, keys)
+    return Rows(
+        Row(
+            ids, types, lengths, slots, labels, pairs.nsp_label[chosen],
+            positions, np.repeat(in_row.astype(np.int32), lengths),
+        ),
+        row_starts,
+        sequence_starts,
+        np.concatenate([[0], np.cumsum(num_masked)]),
+    )  # fmt: skip
+
+
+def _text_of(block: Block, pairs: Pairs, chosen: np.ndarray) -> np.ndarray:
+    """The tokens of A, B, A, B, ... of the chosen pairs."""
+    starts = np.stack([pairs.a_start[chosen], pairs.b_start[chosen]], axis=1).ravel()
+    stops = starts + np.stack([pairs.a_length[chosen], pairs.b_length[chosen]], axis=1).ravel()
+    tokens = block.tokens
+    return np.concatenate(
+        [tokens[a:b] for a, b in zip(starts.tolist(), stops.tolist(), strict=True)]
+    )
+
+
+def _mask_keys(key: int, numbers: range) -> np.ndarray:
+    """uint64 [len(numbers)]: what the masks of each row are drawn from."""
+    return mix64(np.array(numbers, dtype=np.uint64) + np.uint64(stable_hash64(key, "mask")))
 
 
 def make_row(
@@ -100,38 +162,31 @@ def make_row(
     masked_fraction: float,
     key: int,
 ) -> Row:
-    """Assemble and mask row `number` of a planned block. key: the same as given to `plan_rows`."""
+    """One row, assembled piece by piece: the slow twin of `make_rows`."""
     pairs = plan.pairs
-    ids: list[np.ndarray] = []
-    types: list[np.ndarray] = []
-    lengths: list[int] = []
     chosen = plan.order[plan.starts[number] : plan.starts[number + 1]].tolist()
-    cls, sep = np.array([vocabulary.cls_id]), np.array([vocabulary.sep_id])
+    sequences, types, positions = [], [], []
     for pair in chosen:
-        a_start, a_length = int(pairs.a_start[pair]), int(pairs.a_length[pair])
-        b_start, b_length = int(pairs.b_start[pair]), int(pairs.b_length[pair])
-        ids += [cls, block.tokens[a_start : a_start + a_length], sep]
-        types.append(np.zeros(a_length + 2, dtype=np.uint8))
-        if b_length:
-            ids += [block.tokens[b_start : b_start + b_length], sep]
-            types.append(np.ones(b_length + 1, dtype=np.uint8))
-        lengths.append(a_length + b_length + (3 if b_length else 2))
-    input_ids = np.concatenate(ids).astype(np.uint32)
-    maskable = _maskable(input_ids, vocabulary)
-    positions, labels = mask_row(
-        input_ids, maskable, masked_fraction, vocabulary, stable_hash64(key, "mask", number)
-    )
-    sequence_lengths = np.array(lengths, dtype=np.int64)
+        a = block.tokens[pairs.a_start[pair] :][: pairs.a_length[pair]].tolist()
+        b = block.tokens[pairs.b_start[pair] :][: pairs.b_length[pair]].tolist()
+        sequence = [vocabulary.cls_id, *a, vocabulary.sep_id]
+        types += [0] * len(sequence)
+        if pairs.nsp_label[pair] != UNLABELLED:
+            sequence += [*b, vocabulary.sep_id]
+            types += [1] * (len(b) + 1)
+        sequences.append(sequence)
+        positions += range(len(sequence))
+    input_ids = np.array(sum(sequences, []), dtype=np.uint32)
+    maskable = (input_ids != vocabulary.cls_id) & (input_ids != vocabulary.sep_id)
+    row_key = int(_mask_keys(key, range(number, number + 1))[0])
+    masked_positions, labels = mask_row(input_ids, maskable, masked_fraction, vocabulary, row_key)
     return Row(
         input_ids,
-        np.concatenate(types),
-        sequence_lengths,
-        positions,
+        np.array(types, dtype=np.uint8),
+        np.array([len(sequence) for sequence in sequences], dtype=np.int64),
+        masked_positions,
         labels,
         pairs.nsp_label[chosen],
+        np.array(positions, dtype=np.int32),
+        np.repeat(np.arange(len(sequences), dtype=np.int32), [len(s) for s in sequences]),
     )
-
-
-def _maskable(input_ids: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
-    """bool [n]: False at [CLS] and [SEP]. Text never holds these ids (data/vocab.py)."""
-    return (input_ids != vocabulary.cls_id) & (input_ids != vocabulary.sep_id)

@@ -42,6 +42,10 @@ TAR_RECORD = 512  # bytes: header size, and what members are padded to
 INDEX_MEMBER = "__index__"  # last member of a shard; webdataset passes over such names
 
 
+class DamagedBlock(ValueError):
+    """A block whose bytes are not those that were written."""
+
+
 class Block(NamedTuple):
     """The unit of reading and shuffling: some documents, cut into sentences. Arrays are read-only."""
 

@@ -19,7 +19,7 @@ from data.batch import (
     evaluation_batches,
     heldout_rows,
 )
-from data.lanes import Cursor, DataConfig, Lanes, StreamState, pick_source, rows_of_step
+from data.lanes import Cursor, DataConfig, Lanes, StreamState, pick_source, rows_of_batch
 from data.pairs import UNLABELLED
 from data.rows import plan_rows
 from data.shards import Dataset
@@ -133,8 +133,12 @@ def test_rows_belong_to_one_rank_each() -> None:
         rows: list[int] = []
         for step in range(6):
             for rank in range(world_size):
-                mine = rows_of_step(
-                    step, rank=rank, world_size=world_size, global_batch_size=batch, num_lanes=lanes
+                mine = rows_of_batch(
+                    step * batch,
+                    rank=rank,
+                    world_size=world_size,
+                    global_batch_size=batch,
+                    num_lanes=lanes,
                 )
                 assert len(mine) == batch // world_size
                 rows += mine.tolist()
@@ -157,7 +161,7 @@ def test_rows_belong_to_one_rank_each() -> None:
 )
 def test_numbers_that_do_not_divide(batch: int, lanes: int, world_size: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        rows_of_step(0, rank=0, world_size=world_size, global_batch_size=batch, num_lanes=lanes)
+        rows_of_batch(0, rank=0, world_size=world_size, global_batch_size=batch, num_lanes=lanes)
 
 
 def test_state_of_another_shape_is_refused(config: DataConfig) -> None:
@@ -166,8 +170,6 @@ def test_state_of_another_shape_is_refused(config: DataConfig) -> None:
         Lanes(dataset, config, SEED, StreamState.start(8, 1))
     with pytest.raises(ValueError, match="saved stream has 2 sources"):
         Lanes(dataset, config, SEED, StreamState.start(16, 2))
-    with pytest.raises(ValueError, match="stands at row 8"):
-        MicroBatches(config, Reader(0, 1, 4, 16, SEED), replace(StreamState.start(16, 1), row=8))
 
 
 def test_batch_layout(config: DataConfig) -> None:
@@ -209,7 +211,7 @@ def test_evaluation_rows_are_fixed_and_complete(packing: bool, config: DataConfi
 
 
 def test_stream_state_is_small() -> None:
-    state = StreamState(10**12, tuple(Cursor(10**6, 500, (10**6,)) for _ in range(1024)))
+    state = StreamState(10**12, tuple(Cursor(10**6, 500, 0, (10**6,)) for _ in range(1024)))
     assert len(json.dumps(state.to_json())) < 40_000
 
 
@@ -222,4 +224,4 @@ def test_real_text_has_both_labels_and_few_lone_tokens(config: DataConfig) -> No
         ]
     )
     assert (labels == UNLABELLED).mean() < 0.01
-    assert (labels == 1).mean() == pytest.approx(0.5, abs=0.02)
+    assert 0.38 < (labels == 1).mean() < 0.52  # blocks of a few documents cannot exchange every B
