@@ -73,7 +73,7 @@ class Cursor(NamedTuple):
 
 
 class Damage(NamedTuple):
-    """A window that was passed over because its block cannot be read. What is left out is part of the stream."""
+    """A window that was passed over because its block cannot be read: part of the stream's state."""
 
     lane: int
     window: int
@@ -98,7 +98,7 @@ class StreamState:
 
     @classmethod
     def from_json(cls, value: dict) -> "StreamState":
-        lanes = (Cursor(*lane[:3], tuple(lane[3:])) for lane in value["lanes"])
+        lanes = (Cursor(lane[0], lane[1], lane[2], tuple(lane[3:])) for lane in value["lanes"])
         return cls(value["row"], tuple(lanes), tuple(Damage(*d) for d in value["damage"]))
 
 

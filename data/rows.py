@@ -176,7 +176,7 @@ def make_row(
             types += [1] * (len(b) + 1)
         sequences.append(sequence)
         positions += range(len(sequence))
-    input_ids = np.array(sum(sequences, []), dtype=np.uint32)
+    input_ids = np.array([token for sequence in sequences for token in sequence], dtype=np.uint32)
     maskable = (input_ids != vocabulary.cls_id) & (input_ids != vocabulary.sep_id)
     row_key = int(_mask_keys(key, range(number, number + 1))[0])
     masked_positions, labels = mask_row(input_ids, maskable, masked_fraction, vocabulary, row_key)

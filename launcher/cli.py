@@ -132,12 +132,12 @@ def _train(options: argparse.Namespace) -> int:
     if options.processes is not None and options.processes < 1:
         return report(ValueError(f"--processes {options.processes} is below 1"))
     if "RANK" in os.environ:  # started by torchrun, deepspeed or srun already
-        return train_here(options.preset, options.overrides)
+        return train_here(options.preset, options.overrides, new_phase=options.new_phase)
     import torch
 
     processes = options.processes or max(1, torch.cuda.device_count())
     if processes == 1:
-        return train_here(options.preset, options.overrides)
+        return train_here(options.preset, options.overrides, new_phase=options.new_phase)
     # The launcher takes this process's place: signals and the exit status are its own.
     launch = [
         "-m",
@@ -146,6 +146,7 @@ def _train(options: argparse.Namespace) -> int:
         f"--nproc-per-node={processes}",
         "-m",
         "launcher.train",
+        *(["--new-phase"] if options.new_phase else []),
     ]
     os.execv(sys.executable, [sys.executable, *launch, str(options.preset), *options.overrides])
 

@@ -25,6 +25,11 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("preset", type=Path, help="YAML file, e.g. configs/tiny.yaml")
     parser.add_argument("overrides", nargs="*", help="key=value, e.g. optim.learning_rate=1e-4")
     parser.add_argument(
+        "--new-phase",
+        action="store_true",
+        help="go on from the checkpoint with other settings of the data, or another dataset",
+    )
+    parser.add_argument(
         "--local_rank", type=int, help=argparse.SUPPRESS
     )  # deepspeed's launcher adds it
 
@@ -35,17 +40,17 @@ def main(arguments: list[str] | None = None) -> int:
     )
     add_train_arguments(parser)
     options = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
-    return train_here(options.preset, options.overrides)
+    return train_here(options.preset, options.overrides, new_phase=options.new_phase)
 
 
-def train_here(preset: Path, overrides: list[str]) -> int:
+def train_here(preset: Path, overrides: list[str], *, new_phase: bool = False) -> int:
     """Train in this process, as the rank its environment says. Returns the exit status."""
     try:
         config = load_config(preset, overrides)
         _settle_deepspeed()
         from trainer.loop import train  # takes seconds: not before the preset is known to be right
 
-        train(config)
+        train(config, new_phase=new_phase)
     except (ValueError, OSError) as error:
         return report(error)
     return 0

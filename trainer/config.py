@@ -1,6 +1,7 @@
 """A preset file and `key=value` overrides in, one frozen, checked RunConfig out."""
 
 import dataclasses
+import itertools
 import types
 import typing
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from data.lanes import DataConfig
 from model.bert import ModelConfig
 from trainer.ds import suggestion
 from trainer.optim import OptimConfig
+from trainer.phases import PhaseConfig, settings_at
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class RunConfig:
     optim: OptimConfig
     deepspeed: str = "ds_configs/zero1.json"  # what DeepSpeed alone owns: stage, offload, buckets
     precision: Literal["bf16", "fp32"] = "bf16"  # bf16 computes in bf16 and keeps fp32 masters
+    phases: tuple[PhaseConfig, ...] = ()  # what changes at which step: row length, mixture, batch
     init_from: str | None = None  # Hugging Face folder of a BERT to start from; None: fresh weights
     seed: int = 1
     log_every: int = 10  # steps
@@ -49,11 +52,7 @@ class RunConfig:
             problems.append(
                 f"keep_checkpoints {self.keep_checkpoints} is below 2: one may prove damaged"
             )
-        if self.data.sequence_length > self.model.max_position_embeddings:
-            problems.append(
-                f"data.sequence_length {self.data.sequence_length} is over model.max_position_embeddings "
-                f"{self.model.max_position_embeddings}"
-            )
+        problems += self._phase_problems()
         if self.optim.warmup_steps >= self.steps:
             problems.append(
                 f"optim.warmup_steps {self.optim.warmup_steps} is not below steps {self.steps}"
@@ -61,14 +60,39 @@ class RunConfig:
         if problems:
             raise ValueError("; ".join(problems))
 
+    def _phase_problems(self) -> list[str]:
+        problems = []
+        first_steps = [phase.first_step for phase in self.phases]
+        if any(a >= b for a, b in itertools.pairwise([*first_steps, self.steps])):
+            problems.append(
+                f"phases begin at steps {first_steps}: they must ascend, and stay below steps {self.steps}"
+            )
+        for step in [0, *first_steps]:
+            try:
+                length = settings_at(self, step).data.sequence_length
+            except ValueError as error:
+                problems.append(f"phase at step {step}: {error}")
+                continue
+            if length > self.model.max_position_embeddings:
+                problems.append(
+                    f"data.sequence_length {length} is over model.max_position_embeddings "
+                    f"{self.model.max_position_embeddings}" + (f" at step {step}" if step else "")
+                )
+        return problems
+
 
 # What may differ between the jobs of one run: it changes neither the rows nor, but for rounding, the curve.
 FREE_TO_CHANGE = frozenset(
     {
         "dir", "deepspeed", "micro_batch_size", "log_every", "eval_every", "eval_rows", "save_every",
-        "keep_checkpoints", "data.path", "data.num_workers",
+        "keep_checkpoints", "data.path", "data.num_workers", "data.max_damaged_blocks",
         "model.attention", "model.activation_checkpointing",
     }
+)  # fmt: skip
+# What may differ from one phase to the next: the checkpoint's own record of its phases tells.
+OF_A_PHASE = (
+    "phases", "global_batch_size", "data.sequence_length", "data.packing", "data.masked_fraction",
+    "data.weights",
 )  # fmt: skip
 
 
@@ -138,6 +162,9 @@ def _convert(hint: Any, value: Any, name: str, problems: list[str]) -> Any:
     """`value` as type `hint`, without guessing: 1 is a float, "1" is no number."""
     if dataclasses.is_dataclass(hint):
         return _build(typing.cast(type, hint), value, f"{name}.", problems)
+    if typing.get_origin(hint) is tuple and isinstance(value, list | tuple):
+        item = typing.get_args(hint)[0]
+        return tuple(_convert(item, v, f"{name}.{i}", problems) for i, v in enumerate(value))
     if _matches(hint, value):
         return float(value) if hint is float else value
     problems.append(f"{name} must be {_describe(hint)}, got {value!r}")
@@ -173,7 +200,9 @@ def _describe(hint: Any) -> str:
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:
-    return dataclasses.asdict(config)
+    """Plain dicts and lists, as YAML and JSON give them back."""
+    values = dataclasses.asdict(config)
+    return {**values, "phases": list(values["phases"])}
 
 
 def to_yaml(config: RunConfig) -> str:
@@ -187,7 +216,9 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return [
         f"{key}: {old_flat.get(key)!r} -> {new_flat.get(key)!r}"
         for key in sorted(old_flat.keys() | new_flat.keys())
-        if key not in FREE_TO_CHANGE and old_flat.get(key) != new_flat.get(key)
+        if key not in FREE_TO_CHANGE
+        and not any(f"{key}.".startswith(f"{name}.") for name in OF_A_PHASE)
+        and old_flat.get(key) != new_flat.get(key)
     ]
 
 

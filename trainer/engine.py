@@ -191,6 +191,17 @@ def set_learning_rate(engine: Engine, learning_rate: float) -> None:
         group["lr"] = learning_rate
 
 
+def set_accumulation(engine: Engine, number: int, accumulation: int) -> None:
+    """Say before each micro-batch which of the step's it is: how many there are may change with a phase.
+
+    DeepSpeed would count them itself by the number it was initialized with; and its offload takes
+    the norm of the last micro-batch alone where it thinks that there is one only.
+    """
+    engine.set_gradient_accumulation_boundary(number + 1 == accumulation)
+    if hasattr(engine.optimizer, "gradient_accumulation_steps"):
+        engine.optimizer.gradient_accumulation_steps = accumulation
+
+
 def step(engine: Engine) -> None:
     """`engine.step()`: updates the weights after the last micro-batch, else does nothing.
 

@@ -5,10 +5,10 @@ import math
 import torch
 import torch.distributed as dist
 
-from data.batch import Reader, evaluation_batches
-from data.lanes import DataConfig
+from data.batch import evaluation_batches
 from data.shards import Dataset
 from model.heads import Losses
+from trainer.stretch import Stretch
 from trainer.world import World
 
 CHANCE_NSP_LOSS = math.log(2)  # of a coin flip
@@ -17,8 +17,7 @@ CHANCE_NSP_LOSS = math.log(2)  # of a coin flip
 def evaluate(
     engine: torch.nn.Module,
     dataset: Dataset,
-    data: DataConfig,
-    reader: Reader,
+    stretch: Stretch,
     world: World,
     *,
     num_rows: int,
@@ -27,7 +26,9 @@ def evaluate(
     totals = torch.zeros(len(Losses._fields), dtype=torch.float64, device=world.device)
     engine.eval()
     with torch.no_grad():
-        for batch, counts in evaluation_batches(dataset, data, reader, num_rows):
+        for batch, counts in evaluation_batches(
+            dataset, stretch.settings.data, stretch.reader, num_rows
+        ):
             losses = engine(**batch.model_inputs(world.device))
             totals += stack(losses) * counts
     engine.train()

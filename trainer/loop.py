@@ -7,9 +7,8 @@ from typing import NamedTuple
 
 import torch
 
-from data.batch import StreamItem, build_loader
+from data.batch import StreamItem
 from data.hashing import stable_hash64
-from data.lanes import StreamState
 from data.shards import Dataset
 from model.flops import flops_per_step, num_parameters, peak_flops
 from model.heads import Losses
@@ -21,6 +20,7 @@ from trainer.engine import (
     NamedState,
     build_engine,
     gradient_norm,
+    set_accumulation,
     set_learning_rate,
     start_world,
     step,
@@ -30,7 +30,8 @@ from trainer.metrics import Metrics
 from trainer.model_card import model_card
 from trainer.optim import build_optimizer, lr_at
 from trainer.start import announce, prepare, resume
-from trainer.state import TrainState, merge_ranks, moved_lanes
+from trainer.state import TrainState
+from trainer.stretch import Stretch, begin_stretch, merged, record_damage
 from trainer.world import World
 
 
@@ -41,41 +42,48 @@ class StepCounts(NamedTuple):
     num_pairs: int
     num_tokens: int
     sum_squared_lengths: int
+    num_damaged: int
     rows_digest: int
 
 
-def train(run: RunConfig) -> None:
-    """Run one pretraining job from its newest checkpoint, or from the start, to `run.steps`. All ranks."""
+def train(run: RunConfig, *, new_phase: bool = False) -> None:
+    """Run one pretraining job from its newest checkpoint, or from the start, to `run.steps`. All ranks.
+
+    new_phase: settings of the data that differ from the checkpoint's hold from here on.
+    """
     world = start_world()
     run_dir = Path(run.dir)
     with ExitStack() as stack:
-        reader, dataset, model, deepspeed = prepare(run, world, stack)
+        dataset, model, deepspeed = prepare(run, world, stack)
         engine = build_engine(model, build_optimizer(model, run.optim), deepspeed)
         named = NamedState(engine)
         state = resume(run, dataset, named, world)
         announce(run, dataset, state, world)
-        loader = build_loader(run.data, reader, state.stream)
-        started_from = state.stream
+        state, stretch = begin_stretch(run, dataset, state, None, world, new_phase=new_phase)
         metrics = stack.enter_context(
             Metrics(run_dir, world, state, num_steps=run.steps, peak_flops=peak_of(world))
         )
         while state.step < run.steps:
+            if state.step == stretch.end:
+                state, stretch = begin_stretch(run, dataset, state, stretch, world, new_phase=False)
             learning_rate = lr_at(state.step, run.optim, run.steps)
             set_learning_rate(engine, learning_rate)
             waiting_since = time.perf_counter()
-            items = [next(loader) for _ in range(reader.accumulation)]
+            items = [next(stretch.loader) for _ in range(stretch.reader.accumulation)]
             data_wait_seconds = time.perf_counter() - waiting_since
-            counts = count(items, world)  # collective
-            for item in items:
+            counts = count(items, state, world)  # collective
+            damage = (
+                record_damage(run_dir, dataset, state, items, world) if counts.num_damaged else []
+            )
+            for number, item in enumerate(items):
+                set_accumulation(engine, number, len(items))
                 seed_dropout(run.seed, item.first_row)
                 losses = engine(**item.batch.model_inputs(world.device))
                 engine.backward(objective(losses, counts) * world.size, scale_wrt_gas=False)
                 step(engine)  # DeepSpeed steps on the last micro-batch
                 metrics.add(losses)
             cursors = {lane: cursor for item in items for lane, cursor in item.cursors.items()}
-            state = state.advance(
-                run.global_batch_size, counts.num_tokens, counts.rows_digest, cursors
-            )
+            state = state.advance(counts.num_tokens, counts.rows_digest, cursors, damage)
             metrics.add_step(
                 data_wait_seconds=data_wait_seconds, flops=flops_of(run, dataset, counts)
             )
@@ -84,14 +92,14 @@ def train(run: RunConfig) -> None:
                 metrics.log(state, learning_rate, gradient_norm(engine))  # collective
             paused_at = metrics.pause()
             if done or (run.eval_every and state.step % run.eval_every == 0):
-                values = evaluate(engine, dataset, run.data, reader, world, num_rows=run.eval_rows)
+                values = evaluate(engine, dataset, stretch, world, num_rows=run.eval_rows)
                 metrics.log_evaluation(state.step, values)
             if done or (run.save_every and state.step % run.save_every == 0):
-                save_checkpoint(run, dataset, state, started_from, named, world)  # collective
+                save_checkpoint(run, dataset, state, stretch, named, world)  # collective
             metrics.resume(paused_at)
 
 
-def count(items: list[StreamItem], world: World) -> StepCounts:
+def count(items: list[StreamItem], state: TrainState, world: World) -> StepCounts:
     """Sum what the loss is normalised by, and what is logged, over micro-batches and ranks. Collective."""
     batches = [item.batch for item in items]
     local = [
@@ -99,6 +107,7 @@ def count(items: list[StreamItem], world: World) -> StepCounts:
         sum(len(batch.nsp_labels) for batch in batches),
         sum(batch.num_tokens for batch in batches),
         sum(batch.sum_squared_lengths for batch in batches),
+        len({damage for item in items for damage in item.damage} - set(state.stream.damage)),
     ]
     digest = sum(batch.rows_digest for batch in batches)
     # two halves: int64 sums wrap on every device, but Python must not overflow on the way in
@@ -145,12 +154,11 @@ def save_checkpoint(
     run: RunConfig,
     dataset: Dataset,
     state: TrainState,
-    started_from: StreamState,
+    stretch: Stretch,
     named: NamedState,
     world: World,
 ) -> None:
     """Merge the ranks' cursors and write everything. Collective."""
-    merged = merge_ranks(state, world.gather(moved_lanes(state, started_from)))
     card = model_card(
         run,
         dataset.manifest,
@@ -169,7 +177,7 @@ def save_checkpoint(
             model_card=card,
         )
 
-    document = {**merged.to_json(), "config": to_dict(run), "dataset_digest": dataset.digest}
+    document = {**merged(state, stretch, world).to_json(), "config": to_dict(run)}
     folder = save(Path(run.dir), document, named, world, write_hf)
     if world.is_main:
         prune(Path(run.dir), run.keep_checkpoints)

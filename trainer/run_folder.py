@@ -3,6 +3,7 @@
 runs/tiny/
     config.yaml deepspeed.json       resolved; each reproduces the run
     checkpoints/ tensorboard/ metrics.jsonl
+    damaged_blocks.jsonl             which readings of a block were passed over, and why
     lock owner.json                  the job that is training now
 """
 
@@ -20,6 +21,8 @@ import yaml
 from data.files import TEMPORARY_MARK
 from trainer.config import RunConfig, differences, to_dict, to_yaml
 from trainer.files import write_atomically
+
+DAMAGE_FILE = "damaged_blocks.jsonl"
 
 
 @contextmanager
@@ -67,6 +70,7 @@ def claim(folder: Path, config: RunConfig, resolved_deepspeed: dict[str, Any]) -
         "checkpoints",
         "tensorboard",
         "metrics.jsonl",
+        DAMAGE_FILE,
         "lock",
         "owner.json",
     }

@@ -4,7 +4,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data.batch import Reader
+from data.batch import MicroBatches
 from data.lanes import StreamState, training_sources
 from data.shards import Dataset
 from model.bert import BertForPreTraining, load_weights
@@ -16,8 +16,10 @@ from trainer.config import RunConfig, differences, to_dict
 from trainer.ds import read_deepspeed_json, resolve
 from trainer.engine import NamedState
 from trainer.evaluation import CHANCE_NSP_LOSS
+from trainer.phases import settings_at
 from trainer.run_folder import claim, own
 from trainer.state import TrainState
+from trainer.stretch import known_damage, reader_of
 from trainer.world import World
 
 SHAPE = (
@@ -27,7 +29,6 @@ SHAPE = (
 
 
 class Prepared(NamedTuple):
-    reader: Reader
     dataset: Dataset
     model: BertForPreTraining  # fresh, or with the weights of run.init_from
     deepspeed: dict[str, Any]  # the resolved configuration
@@ -37,10 +38,12 @@ def prepare(run: RunConfig, world: World, stack: ExitStack) -> Prepared:
     """Check everything that can be checked before the first step, and take the run's folder. Collective."""
     problem, prepared = None, None
     try:
-        reader = Reader(
-            world.rank, world.size, run.micro_batch_size, run.global_batch_size, run.seed
-        )
         dataset = Dataset.open(Path(run.data.path))
+        reader = reader_of(settings_at(run, 0), run.seed, world)
+        for phase in run.phases:
+            later = settings_at(run, phase.first_step)
+            MicroBatches(later.data, reader_of(later, run.seed, world), StreamState(0, ()))
+            training_sources(dataset, later.data)
         training_sources(dataset, run.data)
         deepspeed = resolve(
             read_deepspeed_json(Path(run.deepspeed)),
@@ -49,7 +52,7 @@ def prepare(run: RunConfig, world: World, stack: ExitStack) -> Prepared:
             clip_norm=run.optim.clip_norm,
             precision=run.precision,
         )
-        prepared = Prepared(reader, dataset, build_model(run, dataset), deepspeed)
+        prepared = Prepared(dataset, build_model(run, dataset), deepspeed)
         if world.is_main:
             stack.enter_context(own(Path(run.dir)))
             claim(Path(run.dir), run, deepspeed)
@@ -88,16 +91,15 @@ def resume(run: RunConfig, dataset: Dataset, named: NamedState, world: World) ->
     found = newest_valid(Path(run.dir), world)
     if found is None:
         sources, _ = training_sources(dataset, run.data)
-        return TrainState(0, 0, 0, StreamState.start(run.data.num_lanes, len(sources)))
+        fresh = TrainState(0, 0, 0, StreamState.start(run.data.num_lanes, len(sources)))
+        return known_damage(Path(run.dir), fresh, world)
     document = read_state(found)
     changed = differences(document["config"], to_dict(run))
-    if document["dataset_digest"] != dataset.digest:
-        changed.append(f"the dataset's digest: {document['dataset_digest']} -> {dataset.digest}")
     if changed:
         raise ValueError(f"{found} was made with other settings: " + "; ".join(changed))
     if world.is_main:
         print(f"resuming from {found}", flush=True)
-    return restore(found, named)
+    return known_damage(Path(run.dir), restore(found, named), world)
 
 
 def announce(run: RunConfig, dataset: Dataset, state: TrainState, world: World) -> None:

@@ -4,7 +4,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from data.batch import commit, wrap_int64
-from data.lanes import Cursor, StreamState
+from data.lanes import Cursor, Damage, StreamState
+from data.phases import Phase
 
 
 @dataclass(frozen=True)
@@ -17,17 +18,19 @@ class TrainState:
         int  # sum of the digests of all rows so far: equal for any number of ranks and workers
     )
     stream: StreamState
+    phases: tuple[Phase, ...] = ()  # all so far; the last one is under way
 
     def advance(
-        self, rows: int, num_tokens: int, digest: int, cursors: dict[int, Cursor]
+        self, num_tokens: int, digest: int, cursors: dict[int, Cursor], damage: list[Damage]
     ) -> "TrainState":
-        """The state after one completed step of `rows` rows; `cursors`: lanes this rank has moved."""
+        """The state after one completed step. cursors: lanes this rank has moved; damage: of all ranks."""
+        row = self.stream.row + self.phases[-1].global_batch_size
         return replace(
             self,
             step=self.step + 1,
             num_tokens=self.num_tokens + num_tokens,
             rows_digest=wrap_int64(self.rows_digest + digest),
-            stream=commit(self.stream, self.stream.row + rows, cursors),
+            stream=commit(self.stream, row, cursors, damage),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -36,12 +39,14 @@ class TrainState:
             "num_tokens": self.num_tokens,
             "rows_digest": self.rows_digest,
             "stream": self.stream.to_json(),
+            "phases": [phase.to_json() for phase in self.phases],
         }
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "TrainState":
         stream = StreamState.from_json(value["stream"])
-        return cls(value["step"], value["num_tokens"], value["rows_digest"], stream)
+        phases = tuple(Phase.from_json(phase) for phase in value["phases"])
+        return cls(value["step"], value["num_tokens"], value["rows_digest"], stream, phases)
 
 
 def moved_lanes(state: TrainState, started_from: StreamState) -> dict[int, Cursor]:
