@@ -1,85 +1,84 @@
-"""A prepared dataset in, rows per second of the stream out, beside the usual way on the same tokens.
+"""Raw text in, what the data side does a second out, beside the usual ways on the same text.
 
-    python -m bench.data DATASET [--rows 4000]
+    python -m bench.data TEXT.jsonl [...] [--only stream sharding resume]
 
-The usual way: token ids read with `webdataset`, cut into rows of L, masked by transformers'
-`DataCollatorForLanguageModeling` (no sentence pairs). Both run in this process on one core.
+Everything is measured in this one run, on this machine; read the ratios, not the figures. Times of one
+process are its CPU seconds, which neighbours on the machine disturb least.
 """
 
 import argparse
-import time
-from collections.abc import Iterator
+import json
+import os
+import platform
+import tempfile
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-import numpy as np
+os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+os.environ.setdefault("RAYON_NUM_THREADS", "1")
+
 import torch
-import webdataset
-from transformers import AutoTokenizer, DataCollatorForLanguageModeling
 
-from data.batch import Reader, build_loader
-from data.lanes import DataConfig, StreamState
-from data.shards import Dataset
+from bench.data_resume import resume_tables
+from bench.data_sharding import sharding_table
+from bench.data_stream import stream_table
+from data.documents import Problem, ReadOptions, read_records
+from data.prepare import PrepareConfig, prepare
 
-MICRO_BATCH_SIZE = 32
+SECTIONS = {"stream": stream_table, "sharding": sharding_table, "resume": resume_tables}
+PACKAGES = ("torch", "numpy", "transformers", "tokenizers", "datasets", "webdataset", "torchdata")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("dataset", type=Path)
-    parser.add_argument("--rows", type=int, default=4000)
+    parser.add_argument("text", nargs="+", help=".txt, .jsonl or .parquet files, also compressed")
+    parser.add_argument("--only", nargs="+", choices=list(SECTIONS), default=list(SECTIONS))
+    parser.add_argument(
+        "--max-megabytes", type=int, default=60, help="of text, read from the start"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
-    dataset = Dataset.open(options.dataset)
-    print("| row slots | way | tokens/s | fill | ratio |\n|---|---|---|---|---|")
-    for length in (128, 512):
-        usual, _ = measure(usual_way(dataset, length), options.rows // MICRO_BATCH_SIZE)
-        print(
-            f"| {length} | webdataset + DataCollatorForLanguageModeling | {usual:,.0f} | 1.000 | 1.0 |"
+    packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores; "
+          f"Python {platform.python_version()}, {packages}\n")  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix="cloze-bench-") as folder:
+        text = plain_jsonl(
+            options.text, Path(folder, "text.jsonl"), options.max_megabytes * 1_000_000
         )
-        for packing in (True, False):
-            stream = lanes_way(options.dataset, length, packing)
-            speed, tokens = measure(stream, options.rows // MICRO_BATCH_SIZE)
-            fill = tokens / (options.rows // MICRO_BATCH_SIZE * MICRO_BATCH_SIZE * length)
-            name = f"lanes, NSP pairs, {'packed' if packing else 'one pair a row'}"
-            print(f"| {length} | {name} | {speed:,.0f} | {fill:.3f} | {speed / usual:.1f} |")
+        dataset = Path(folder, "dataset")
+        prepare(
+            PrepareConfig(
+                output=str(dataset),
+                sources={"text": (str(text),)},
+                vocab_size=16384,
+                tokenizer_sample_bytes=8_000_000,
+                num_processes=os.cpu_count() or 1,
+            )
+        )
+        for name in options.only:
+            print(f"\n## {name}\n", flush=True)
+            for line in SECTIONS[name](text, dataset):
+                print(line, flush=True)
 
 
-def measure(batches: Iterator[int], num_batches: int) -> tuple[float, int]:
-    """(tokens per CPU second of this process, tokens). The first batch, which opens files, is left out."""
-    next(batches)
-    start, tokens = time.process_time(), 0
-    for _ in range(num_batches):
-        tokens += next(batches)
-    return tokens / (time.process_time() - start), tokens
-
-
-def lanes_way(path: Path, length: int, packing: bool) -> Iterator[int]:
-    """Token counts of the stream's batches."""
-    config = DataConfig(path=str(path), sequence_length=length, packing=packing, num_lanes=32)
-    reader = Reader(0, 1, MICRO_BATCH_SIZE, MICRO_BATCH_SIZE, seed=1)
-    for item in build_loader(config, reader, StreamState.start(32, 1)):
-        yield item.batch.num_tokens
-
-
-def usual_way(dataset: Dataset, length: int) -> Iterator[int]:
-    """Token counts of batches as they are commonly made."""
-    tokenizer = AutoTokenizer.from_pretrained(dataset.root / "tokenizer")
-    collator = DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.15)
-    shards = [str(path) for path in sorted(dataset.root.glob("*/train/*.tar"))]
-    rows: list[dict[str, Any]] = []
-    while True:
-        samples: Any = webdataset.WebDataset(shards, shardshuffle=False)  # pyright: ignore[reportAttributeAccessIssue]
-        for sample in samples:
-            (name,) = (key for key in sample if key.startswith("tok."))
-            ids = np.frombuffer(sample[name], dataset.token_dtype).astype(np.int64)
-            for start in range(0, len(ids) - length + 1, length):
-                rows.append({"input_ids": ids[start : start + length].tolist()})
-                if len(rows) == MICRO_BATCH_SIZE:
-                    yield int(collator(rows)["input_ids"].numel())
-                    rows = []
+def plain_jsonl(sources: list[str], target: Path, max_bytes: int) -> Path:
+    """The documents of all files in one uncompressed .jsonl, which every library reads."""
+    num_bytes = 0
+    with target.open("w", encoding="utf-8") as file:
+        for source in sources:
+            for record in read_records(source, ReadOptions()):
+                if isinstance(record, Problem):
+                    raise ValueError(record.message)
+                if not record.text.strip():
+                    continue
+                num_bytes += file.write(
+                    json.dumps({"text": record.text}, ensure_ascii=False) + "\n"
+                )
+                if num_bytes > max_bytes:
+                    return target
+    return target
 
 
 if __name__ == "__main__":

@@ -68,35 +68,35 @@ class StreamItem:
 
 def collate(rows: list[Row], numbers: list[int], sequence_length: int, pad_id: int) -> Batch:
     """Pad rows to `sequence_length` and lay them side by side. numbers: each row's place in the run."""
-    shape = (len(rows), sequence_length)
-    input_ids = np.full(shape, pad_id, dtype=np.int64)
-    token_types, positions = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
-    sequences = np.full(shape, -1, dtype=np.int32)
-    digest = 0
-    for i, (row, number) in enumerate(zip(rows, numbers, strict=True)):
-        n = len(row.input_ids)
-        input_ids[i, :n] = row.input_ids
-        token_types[i, :n] = row.token_type_ids
-        positions[i, :n] = row.position_ids
-        sequences[i, :n] = row.sequence_ids
-        digest += row.digest(number)
+    joined = Row(*map(np.concatenate, zip(*rows, strict=True)))
+    num_filled = np.array([len(row.input_ids) for row in rows])
+    filled = np.arange(sequence_length) < num_filled[:, None]
+
+    def padded(values: np.ndarray, padding: int, dtype: type = np.int64) -> torch.Tensor:
+        slots = np.full(filled.shape, padding, dtype=dtype)
+        slots[filled] = values
+        return torch.from_numpy(slots)
+
     offsets = np.arange(len(rows)) * sequence_length
-    masked = np.concatenate([row.masked_positions for row in rows])
+    masked = joined.masked_positions
     masked += np.repeat(offsets, [len(row.masked_positions) for row in rows])
-    labels = np.concatenate([row.masked_labels for row in rows])
-    lengths = np.concatenate([row.sequence_lengths for row in rows])
-    num_sequences = [len(row.sequence_lengths) for row in rows]
-    filled_before = np.concatenate([[0], np.cumsum([len(row.input_ids) for row in rows])[:-1]])
-    starts = np.cumsum(lengths) - lengths + np.repeat(offsets - filled_before, num_sequences)
-    nsp = np.concatenate([row.nsp_labels for row in rows])
-    labelled = nsp != UNLABELLED
+    lengths = joined.sequence_lengths
+    shift = offsets - (np.cumsum(num_filled) - num_filled)
+    starts = np.cumsum(lengths) - lengths
+    starts += np.repeat(shift, [len(row.sequence_lengths) for row in rows])
+    labelled = joined.nsp_labels != UNLABELLED
     return Batch(
-        *(torch.from_numpy(a) for a in (input_ids, token_types, positions, sequences)),
-        *(torch.from_numpy(a) for a in (masked, labels.astype(np.int64))),
-        *(torch.from_numpy(a) for a in (starts[labelled], nsp[labelled])),
+        padded(joined.input_ids, pad_id),
+        padded(joined.token_type_ids, 0),
+        padded(joined.position_ids, 0),
+        padded(joined.sequence_ids, -1, np.int32),
+        torch.from_numpy(masked),
+        torch.from_numpy(joined.masked_labels.astype(np.int64)),
+        torch.from_numpy(starts[labelled]),
+        torch.from_numpy(joined.nsp_labels[labelled]),
         num_tokens=int(lengths.sum()),
         sum_squared_lengths=int((lengths**2).sum()),
-        rows_digest=wrap_int64(digest),
+        rows_digest=wrap_int64(sum(map(Row.digest, rows, numbers))),
     )
 
 
@@ -150,7 +150,7 @@ class MicroBatches(IterableDataset[StreamItem]):
     def __iter__(self) -> Iterator[StreamItem]:
         worker = get_worker_info()
         index, num_workers = (worker.id, worker.num_workers) if worker else (0, 1)
-        dataset = Dataset.open(self.config.path)
+        dataset = Dataset.open(self.config.path, self.config.storage)
         lanes = Lanes(dataset, self.config, self.reader.seed, self.state)
         number, size = 0, self.reader.global_batch_size
         for first_row in itertools.count(self.state.row, size):

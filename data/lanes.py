@@ -12,7 +12,7 @@ So blocks, not shards, are dealt out, and there is no end of an epoch, no shuffl
 nothing that depends on how many ranks or workers read. A lane's whole state is its cursor.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -21,29 +21,34 @@ from data.hashing import permute, stable_hash64
 from data.masking import Vocabulary
 from data.rows import ROWS_AT_ONCE, Row, RowPlan, Rows, make_rows, plan_rows
 from data.shards import Block, DamagedBlock, Dataset
-
-MAX_WEIGHT_SUM = 1 << 16
+from data.sources import MAX_WEIGHT_SUM, pick_source, training_sources
+from data.storage import StorageOptions
+from data.transfer import redact
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """How rows are made from a prepared dataset."""
 
-    path: str  # folder written by `cloze prepare`
+    path: str  # folder written by `cloze prepare`, or its URL (http, https, s3, gs)
     sequence_length: int = 128  # row slots, special tokens included
     packing: bool = True  # several sentence pairs in a row, or one
     num_lanes: int = 256  # power of two, fixed for the life of a run
     masked_fraction: float = 0.15  # of the tokens of a row (Devlin et al. 2019)
     weights: dict[str, int] | None = None  # source -> integer share of windows; None: as prepared
     num_workers: int = 0  # loader processes per rank; 0: rows are made in the training process
-    max_damaged_blocks: int = (
-        0  # how many readings of a block may fail and be passed over, in a run
-    )
+    max_damaged_blocks: int = 0  # readings of a block that may fail and be passed over, in a run
+    storage: StorageOptions = field(default_factory=StorageOptions)  # how a URL is read
 
     def __post_init__(self) -> None:
         problems = []
-        if self.sequence_length < 8:
-            problems.append(f"data.sequence_length {self.sequence_length} is below 8")
+        if redact(self.path) != self.path:
+            problems.append(
+                f"data.path {redact(self.path)} holds a password or a query, which would be written into "
+                "every checkpoint: put credentials into ~/.netrc or the store's environment variables"
+            )
+        if not 8 <= self.sequence_length <= 1 << 16:
+            problems.append(f"data.sequence_length {self.sequence_length} is not in 8 to 65536")
         if self.num_lanes < 1 or self.num_lanes & (self.num_lanes - 1):
             problems.append(f"data.num_lanes {self.num_lanes} is not a power of two")
         if not 0 < self.masked_fraction < 1:
@@ -133,7 +138,7 @@ class Lanes:
     def __init__(self, dataset: Dataset, config: DataConfig, seed: int, state: StreamState) -> None:
         self.dataset, self.config, self.seed = dataset, config, seed
         self.vocabulary = Vocabulary.of(dataset.special_ids, dataset.vocab_size)
-        self.sources, self.blocks = training_sources(dataset, config)
+        self.sources, self.blocks = training_sources(dataset, config.weights)
         self.damage = list(state.damage)
         self._check_state(state)
         self._cursors = list(state.cursors)
@@ -184,8 +189,8 @@ class Lanes:
         return self._cursors[lane]
 
     def _given_one(self, lane: int) -> None:
-        cursor = self._cursors[lane]
-        self._cursors[lane] = cursor._replace(row=cursor.row + 1)
+        window, row, source, counts = self._cursors[lane]
+        self._cursors[lane] = Cursor(window, row + 1, source, counts)
         self._given[lane] += 1
 
     def _pass(self, number: int) -> tuple[int, _Window]:
@@ -194,6 +199,8 @@ class Lanes:
         wanted = number // self.config.num_lanes
         assert wanted >= self._given[lane], f"row {number} of lane {lane} was already passed"
         window = self._windows.get(lane) or self._open(lane)
+        if wanted == self._given[lane] and self._cursors[lane].row < window.plan.num_rows:
+            return lane, window
         target = self._cursors[lane].row + wanted - self._given[lane]
         while target >= window.plan.num_rows:
             target -= window.plan.num_rows
@@ -211,7 +218,7 @@ class Lanes:
             source = cursor.source if cursor.source >= 0 else self._source_of(lane, cursor.window)
             epoch, ordinal = self._place(lane, source, cursor.counts[source])
             self._cursors[lane] = cursor._replace(source=source)
-            block_index = int(self.blocks[source][ordinal])
+            block_index = self.blocks[source][ordinal]
             block = self._read(Damage(lane, cursor.window, block_index))
             if block is not None:
                 break
@@ -245,7 +252,7 @@ class Lanes:
     def block_of(self, lane: int, source: int, count: int) -> tuple[int, int]:
         """(epoch, row of the block table) of a lane's count-th window of a source."""
         epoch, ordinal = self._place(lane, source, count)
-        return epoch, int(self.blocks[source][ordinal])
+        return epoch, self.blocks[source][ordinal]
 
     def _place(self, lane: int, source: int, count: int) -> tuple[int, int]:
         """(epoch, which of the source's blocks) of a lane's count-th window of a source."""
@@ -259,38 +266,6 @@ def next_window(cursor: Cursor) -> Cursor:
     """The cursor of a lane that is done with its window."""
     counts = tuple(n + (i == cursor.source) for i, n in enumerate(cursor.counts))
     return Cursor(cursor.window + 1, 0, -1, counts)
-
-
-def training_sources(dataset: Dataset, config: DataConfig) -> tuple[list[str], list[np.ndarray]]:
-    """The streams that are mixed: their names, and the block-table rows of each (int64).
-
-    Without weights all blocks form one stream, so every source has the share it was prepared with.
-    """
-    if config.weights is None:
-        return ["all"], [dataset.block_indices("train")]
-    unknown = sorted(set(config.weights) - set(dataset.sources))
-    if unknown:
-        raise ValueError(f"data.weights names {unknown}; {dataset.root} has {dataset.sources}")
-    names = list(config.weights)
-    blocks = [dataset.block_indices("train", name) for name in names]
-    empty = [name for name, indices in zip(names, blocks, strict=True) if len(indices) == 0]
-    if empty:
-        raise ValueError(f"data.weights names {empty}, which have no training blocks")
-    return names, blocks
-
-
-def pick_source(weights: list[int], key: int, window: int) -> int:
-    """The source of a lane's window: each appears exactly `weight` times in every period of sum(weights)."""
-    period = sum(weights)
-    if period == 1:
-        return 0
-    cycle, position = divmod(window, period)
-    slot = permute(position, period, stable_hash64(key, cycle))
-    for source, weight in enumerate(weights):
-        if slot < weight:
-            return source
-        slot -= weight
-    raise AssertionError("slot is below the sum of the weights")
 
 
 def _rows_of_lane(lane: int, row: int, num_lanes: int) -> int:

@@ -78,18 +78,19 @@ def mask_rows(
     """
     text_starts = np.searchsorted(text, row_starts)
     num_text = np.diff(text_starts)
-    row = np.repeat(np.arange(len(num_text)), num_text)
-    position = (text - row_starts[row]).astype(np.uint64)
-    hashes = _hashes(keys[row], position)
+    position = (text - np.repeat(row_starts[:-1], num_text)).view(np.uint64)
+    hashes = _hashes(np.repeat(keys, num_text), position)
     # one sort for all rows: by row, then hash, then position, which it carries along
-    order = (row.astype(np.uint64) << np.uint64(56)) | position
-    order |= (hashes >> np.uint64(HASH_SHIFT)) << np.uint64(16)
-    order.sort()
+    hashes >>= np.uint64(HASH_SHIFT)
+    hashes <<= np.uint64(16)
+    hashes |= position
+    hashes |= np.repeat(np.arange(len(num_text), dtype=np.uint64) << np.uint64(56), num_text)
+    hashes.sort()
     num_masked = np.maximum(np.rint(fraction * num_text).astype(np.int64), np.minimum(num_text, 1))
     ends = np.cumsum(num_masked)
     row = np.repeat(np.arange(len(num_masked)), num_masked)
     taken = np.arange(len(row)) + (text_starts[:-1] - (ends - num_masked))[row]
-    slots = np.sort((order[taken] & np.uint64(0xFFFF)).astype(np.int64) + row_starts[row])
+    slots = np.sort((hashes[taken] & np.uint64(0xFFFF)).astype(np.int64) + row_starts[row])
     labels = ids[slots]
     chosen = _hashes(keys[row], (slots - row_starts[row]).astype(np.uint64))
     ids[slots] = _shown(labels, chosen, vocabulary)
@@ -98,7 +99,10 @@ def mask_rows(
 
 def _hashes(keys: np.ndarray, positions: np.ndarray) -> np.ndarray:
     """uint64: what `hash_positions(key, ...)` gives at each position."""
-    return mix64((positions + np.uint64(1)) * np.uint64(GOLDEN) + keys)
+    steps = positions + np.uint64(1)
+    steps *= np.uint64(GOLDEN)
+    steps += keys
+    return mix64(steps)
 
 
 def _shown(labels: np.ndarray, hashes: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:

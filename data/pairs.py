@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data.cutting import NUM_SPECIAL, Lengths, cut_documents
-from data.hashing import MASK64, hash_order, hash_positions, stable_hash64
+from data.hashing import hash_positions, mix64, stable_hash64
 from data.shards import Block
 
 IS_NEXT, IS_RANDOM, UNLABELLED = 0, 1, -1  # as in transformers; UNLABELLED: an A without a B
@@ -40,53 +40,82 @@ def make_pairs(block: Block, sequence_length: int, packing: bool, key: int) -> P
     """
     cut = cut_documents(block, Lengths.of(sequence_length), packing, key)
     labels = np.where(cut.b_length > 0, IS_NEXT, UNLABELLED)
-    b_start, b_length = cut.a_start + cut.a_length, cut.b_length.copy()
     labelled = np.flatnonzero(labels == IS_NEXT)
-    labelled = labelled[np.argsort(cut.group[labelled], kind="stable")]
-    groups = np.split(labelled, np.flatnonzero(np.diff(cut.group[labelled])) + 1)
-    groups = [group for group in groups if len(group) > 1]
-    share = 0.5 * len(labelled) / max(1, sum(map(len, groups)))  # those left alone cannot take part
-    documents = block.document_ids[cut.document]
-    from_start, from_length = b_start.copy(), b_length.copy()
-    for group in groups:
-        group_key = stable_hash64(key, "nsp", int(cut.group[group[0]]))
-        receivers, givers = _exchange(group, documents, min(1.0, share), group_key)
-        b_start[receivers], b_length[receivers] = from_start[givers], from_length[givers]
-        labels[receivers] = IS_RANDOM
+    documents = block.document_ids[cut.document[labelled]]
+    receivers, givers = _exchange(cut.group[labelled], documents, stable_hash64(key, "nsp"))
+    receivers, givers = labelled[receivers], labelled[givers]
+    b_start, b_length = cut.a_start + cut.a_length, cut.b_length.copy()
+    b_start[receivers], b_length[receivers] = b_start[givers], cut.b_length[givers]
+    labels[receivers] = IS_RANDOM
     return Pairs(cut.a_start, cut.a_length, b_start, b_length, labels, cut.row)
 
 
-def _exchange(
-    candidates: np.ndarray, document: np.ndarray, share: float, key: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """(receivers, givers): a share of the candidates, and the pair whose B each of them gets.
+def _exchange(group: np.ndarray, document: np.ndarray, key: int) -> tuple[np.ndarray, np.ndarray]:
+    """(receivers, givers): half of the pairs, and for each the pair whose B it gets; int64 indices.
 
-    Every chosen pair gives its B once and receives one of another document: sorted by document and
-    shifted by the largest document's count, no pair can meet its own. Pairs of a document that
-    holds more than half of the chosen stay "next": within one document there is no random B to
-    give.
+    group, document: [num_pairs]. Every chosen pair gives its B once and receives one of another
+    document of its group: with a group sorted by document and shifted by its largest document's
+    count, no pair can meet its own. Pairs of a document that holds more than half of a group's
+    chosen stay "next": within one document there is no random B to give.
     """
-    chosen = candidates[
-        hash_order(key, len(candidates))[: _num_chosen(len(candidates), share, key)]
-    ]
-    documents, owner, counts = np.unique(document[chosen], return_inverse=True, return_counts=True)
-    if len(documents) < 2:
-        return chosen[:0], chosen[:0]
-    largest = int(np.argmax(counts))
-    excess = int(2 * counts[largest] - len(chosen))
-    if excess > 0:
-        keep = np.ones(len(chosen), dtype=bool)
-        keep[np.flatnonzero(owner == largest)[:excess]] = False
-        chosen, owner = chosen[keep], owner[keep]
-    owner_order = hash_positions((key ^ 0xA5A5A5A5) & MASK64, len(documents))[owner]
-    receivers = chosen[np.argsort(owner_order, kind="stable")]
-    shift = int(np.bincount(owner).max())
-    return receivers, np.roll(receivers, -shift)
+    hashes = hash_positions(key, len(group))
+    order = np.lexsort((hashes, group))
+    starts, counts = _runs(group[order])
+    rank = np.arange(len(order)) - np.repeat(starts, counts)
+    chosen = order[rank < np.repeat(_num_chosen(group[order][starts], counts, key), counts)]
+    by_document = mix64(document ^ np.uint64(key))
+    chosen = chosen[np.lexsort((hashes[chosen], by_document[chosen], group[chosen]))]
+    chosen = chosen[_without_excess(group[chosen], by_document[chosen])]
+    starts, counts = _runs(group[chosen])
+    _, (_, shift) = _largest_documents(group[chosen], by_document[chosen])
+    position = np.arange(len(chosen)) - np.repeat(starts, counts)
+    giver = np.repeat(starts, counts) + (position + np.repeat(shift, counts)) % np.repeat(
+        counts, counts
+    )
+    return chosen, chosen[giver]
 
 
-def _num_chosen(num_candidates: int, share: float, key: int) -> int:
-    """About share x candidates, rounded by hash so that it is right on average; one alone is no exchange."""
-    wanted, draw = num_candidates * share, (key >> 11) * 2.0**-53
-    if wanted < 2:
-        return 2 if draw < wanted / 2 else 0
-    return int(wanted + draw)
+def _num_chosen(groups: np.ndarray, counts: np.ndarray, key: int) -> np.ndarray:
+    """int64 [num_groups]: half of each group, rounded by hash so that it is right on average.
+
+    One pair alone cannot exchange: groups of one take no part, and the others a little more.
+    """
+    counts = counts.astype(np.float64)
+    share = min(1.0, 0.5 * counts.sum() / max(1.0, counts[counts > 1].sum()))
+    draw = (mix64(groups.astype(np.uint64) ^ np.uint64(key)) >> np.uint64(11)) * 2.0**-53
+    wanted = counts * share
+    few = np.where((counts > 1) & (draw < wanted / 2), 2, 0)
+    return np.where(wanted < 2, few, np.floor(wanted + draw)).astype(np.int64)
+
+
+def _runs(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(starts, lengths) of the runs of equal values."""
+    if len(values) == 0:
+        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+    starts = np.concatenate([[0], np.flatnonzero(values[1:] != values[:-1]) + 1])
+    return starts, np.diff(np.append(starts, len(values)))
+
+
+def _largest_documents(
+    group: np.ndarray, document: np.ndarray
+) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """Sorted by group, then document: runs of documents, and (runs' first of each group, largest run)."""
+    group_starts, _ = _runs(group)
+    change = np.ones(len(group), dtype=bool)
+    change[1:] = (group[1:] != group[:-1]) | (document[1:] != document[:-1])
+    starts = np.flatnonzero(change)
+    lengths = np.diff(np.append(starts, len(group)))
+    first = np.searchsorted(starts, group_starts)
+    largest = np.maximum.reduceat(lengths, first) if len(first) else lengths
+    return (starts, lengths), (first, largest)
+
+
+def _without_excess(group: np.ndarray, document: np.ndarray) -> np.ndarray:
+    """bool: False at as many pairs of a document as it has more than the rest of its group."""
+    (starts, lengths), (first, _) = _largest_documents(group, document)
+    group_starts, counts = _runs(group)
+    del group_starts
+    of_run = np.repeat(counts, np.diff(np.append(first, len(starts))))
+    excess = np.maximum(0, 2 * lengths - of_run)
+    position = np.arange(len(group)) - np.repeat(starts, lengths)
+    return position >= np.repeat(excess, lengths)

@@ -8,8 +8,9 @@ next block, and what was left of the open one is counted. All else goes on to th
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from data.lanes import Cursor, DataConfig, StreamState, next_window, training_sources
+from data.lanes import Cursor, DataConfig, StreamState, next_window
 from data.shards import Dataset
+from data.sources import training_sources
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Phase:
     def of(
         cls, config: DataConfig, dataset: Dataset, global_batch_size: int, step: int, row: int
     ) -> "Phase":
-        names, blocks = training_sources(dataset, config)
+        names, blocks = training_sources(dataset, config.weights)
         return cls(
             first_step=step,
             first_row=row,

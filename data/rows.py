@@ -47,33 +47,33 @@ class Row(NamedTuple):
         """64-bit hash of the row's content and its place in the run: equal streams, equal digests."""
         digest = xxhash.xxh3_64(row_number.to_bytes(8, "little"))
         for array in self[:6]:  # the others follow from the lengths
-            digest.update(np.ascontiguousarray(array).data)
+            digest.update(array)
         return digest.intdigest()
 
 
 class Rows(NamedTuple):
     """Consecutive rows of a block, one after the other in each array."""
 
-    slots: Row  # the fields of a Row, of all rows; masked_positions count slots through
-    row_starts: np.ndarray  # int64 [num_rows + 1], slots
-    sequence_starts: np.ndarray  # int64 [num_rows + 1], sequences
-    masked_starts: np.ndarray  # int64 [num_rows + 1], masked slots
+    joined: Row  # each field of all rows
+    starts: list[int]  # [num_rows + 1], slots
+    sequence_starts: list[int]  # [num_rows + 1], sequences
+    masked_starts: list[int]  # [num_rows + 1], masked slots
 
     def row(self, index: int) -> Row:
-        """One of them; the arrays are views, but for the positions."""
-        start, stop = self.row_starts[index : index + 2].tolist()
-        first, last = self.sequence_starts[index : index + 2].tolist()
-        low, high = self.masked_starts[index : index + 2].tolist()
-        every = self.slots
+        """One of them; its arrays are views."""
+        slots = slice(self.starts[index], self.starts[index + 1])
+        sequences = slice(self.sequence_starts[index], self.sequence_starts[index + 1])
+        masked = slice(self.masked_starts[index], self.masked_starts[index + 1])
+        joined = self.joined
         return Row(
-            every.input_ids[start:stop],
-            every.token_type_ids[start:stop],
-            every.sequence_lengths[first:last],
-            every.masked_positions[low:high] - start,
-            every.masked_labels[low:high],
-            every.nsp_labels[first:last],
-            every.position_ids[start:stop],
-            every.sequence_ids[start:stop],
+            joined.input_ids[slots],
+            joined.token_type_ids[slots],
+            joined.sequence_lengths[sequences],
+            joined.masked_positions[masked],
+            joined.masked_labels[masked],
+            joined.nsp_labels[sequences],
+            joined.position_ids[slots],
+            joined.sequence_ids[slots],
         )
 
 
@@ -128,15 +128,13 @@ def make_rows(
     in_row = np.arange(len(chosen)) - np.repeat(sequence_starts[:-1], np.diff(sequence_starts))
     keys = _mask_keys(key, numbers)
     slots, labels, num_masked = mask_rows(ids, text, row_starts, masked_fraction, vocabulary, keys)
-    return Rows(
-        Row(
-            ids, types, lengths, slots, labels, pairs.nsp_label[chosen],
-            positions, np.repeat(in_row.astype(np.int32), lengths),
-        ),
-        row_starts,
-        sequence_starts,
-        np.concatenate([[0], np.cumsum(num_masked)]),
+    slots -= np.repeat(row_starts[:-1], num_masked)
+    joined = Row(
+        ids, types, lengths, slots, labels, pairs.nsp_label[chosen],
+        positions, np.repeat(in_row.astype(np.int32), lengths),
     )  # fmt: skip
+    masked_starts = np.concatenate([[0], np.cumsum(num_masked)])
+    return Rows(joined, row_starts.tolist(), sequence_starts.tolist(), masked_starts.tolist())
 
 
 def _text_of(block: Block, pairs: Pairs, chosen: np.ndarray) -> np.ndarray:

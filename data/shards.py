@@ -10,19 +10,57 @@
 Only manifest.json, blocks.npy, the tokenizer and the tars are ever read for training.
 """
 
-import json
-import os
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, final
+from typing import Any, final
 
 import numpy as np
 import xxhash
 
-from data.files import file_digest, folder_digest
+from data.blocks import TOKEN_DTYPES, Block, block_problems, member_dtypes, parse_block
+from data.manifest import (
+    FORMAT,
+    SPLITS,
+    Split,
+    parse_manifest,
+    shard_entries,
+    shard_problems,
+    table_problems,
+)
+from data.storage import (
+    RESTORE,
+    BlockAddress,
+    DamagedBlock,
+    LocalShards,
+    Shards,
+    StorageOptions,
+    Unreachable,
+    UnreachableBlock,
+    block_place,
+)
+from data.transfer import is_url
 
-FORMAT = "cloze-shards-v1"
-Split = Literal["train", "heldout"]
-SPLITS: tuple[Split, Split] = ("train", "heldout")
+__all__ = [
+    "BLOCK_DTYPE",
+    "FORMAT",
+    "INDEX_MEMBER",
+    "MAX_SENTENCE_TOKENS",
+    "SPLITS",
+    "TOKEN_DTYPES",
+    "Block",
+    "DamagedBlock",
+    "Dataset",
+    "Split",
+    "StorageOptions",
+    "Unreachable",
+    "UnreachableBlock",
+    "cut_sentence_lengths",
+    "member_dtypes",
+    "meta_path",
+    "shard_name",
+    "shard_path",
+    "token_dtype_for",
+]
+
 BLOCK_DTYPE = np.dtype(
     [
         ("source", "<u2"),  # index into Dataset.sources
@@ -36,37 +74,8 @@ BLOCK_DTYPE = np.dtype(
         ("xxh3", "<u8"),  # xxh3_64 of these bytes
     ]
 )
-TOKEN_DTYPES = {"u16": np.dtype("<u2"), "u32": np.dtype("<u4")}
 MAX_SENTENCE_TOKENS = 65535  # what sentence lengths of 16 bits can hold
-TAR_RECORD = 512  # bytes: header size, and what members are padded to
 INDEX_MEMBER = "__index__"  # last member of a shard; webdataset passes over such names
-
-
-class DamagedBlock(ValueError):
-    """A block whose bytes are not those that were written."""
-
-
-class Block(NamedTuple):
-    """The unit of reading and shuffling: some documents, cut into sentences. Arrays are read-only."""
-
-    tokens: np.ndarray  # [num_tokens] uint16 or uint32: documents back to back
-    document_lengths: np.ndarray  # [num_documents] uint32, tokens
-    sentences_per_document: np.ndarray  # [num_documents] uint32
-    sentence_lengths: np.ndarray  # [num_sentences] uint16, tokens
-    word_starts: np.ndarray  # [ceil(num_tokens / 8)] uint8, little-endian bits
-    document_ids: np.ndarray  # [num_documents] uint64
-
-
-def member_dtypes(token_dtype: str) -> dict[str, np.dtype]:
-    """Extension -> dtype of a sample's members, in the fixed order they have in the tar."""
-    return {
-        "doc.u32": np.dtype("<u4"),
-        "ids.u64": np.dtype("<u8"),
-        "nse.u32": np.dtype("<u4"),
-        "sen.u16": np.dtype("<u2"),
-        f"tok.{token_dtype}": TOKEN_DTYPES[token_dtype],
-        "wrd.bit": np.dtype("u1"),
-    }
 
 
 def token_dtype_for(vocab_size: int) -> str:
@@ -97,29 +106,45 @@ def meta_path(source: str, split: Split, shard: int) -> str:
 
 @final
 class Dataset:
-    """An opened dataset whose files are all there. `read_block` needs no state: any thread may call it."""
+    """An opened dataset. `read_block` needs no state: any thread may call it. May be pickled.
+
+    Of a remote dataset `root` is the local folder that holds its small files, and no shards.
+    """
 
     def __init__(
-        self, root: Path, manifest: dict[str, Any], digest: str, blocks: np.ndarray
+        self,
+        root: Path,
+        manifest: dict[str, Any],
+        digest: str,
+        blocks: np.ndarray,
+        shards: Shards | None = None,
     ) -> None:
         self.root = root
         self.manifest = manifest
-        self.digest = (
-            digest  # xxh3_128 of manifest.json, hex: names the dataset, down to the last byte
-        )
+        # xxh3_128 of manifest.json, hex: names the dataset, down to the last byte
+        self.digest = digest
         self.blocks = blocks  # [num_blocks] BLOCK_DTYPE, memory-mapped
+        self.shards: Shards = shards or LocalShards(root)
         self.vocab_size: int = manifest["vocab_size"]
         self.token_dtype: np.dtype = TOKEN_DTYPES[manifest["token_dtype"]]
         self.special_ids: dict[str, int] = manifest["tokenizer"]["special_ids"]
         self.sources: list[str] = list(manifest["sources"])
 
     @classmethod
-    def open(cls, root: str | Path) -> "Dataset":
-        """Open and check a dataset; the bytes of shards are checked when they are read.
+    def open(cls, root: str | Path, storage: StorageOptions | None = None) -> "Dataset":
+        """Open and check a dataset: a folder, or a URL (http, https, s3, gs).
 
+        Block table and tokenizer are compared with the manifest. So are the sizes of a local
+        dataset's shards; no remote shard is looked at. The bytes of blocks are checked when read.
+
+        storage: how to read a URL; of no meaning for a folder.
         ValueError, with all problems in one message: no manifest, another format, a shard that is
-        missing or has another size, a block table or tokenizer with another digest.
+        missing or has another size, a block table or tokenizer with another digest, a URL whose
+        kind of storage needs a package that is not installed. Unreachable (an OSError) when a
+        server does not give what it has.
         """
+        if is_url(root):
+            return cls._open_url(str(root), storage or StorageOptions())
         root = Path(root)
         path = root / "manifest.json"
         if not path.is_file():
@@ -129,12 +154,35 @@ class Dataset:
                 "or finishes one that it was stopped at"
             )
         raw = path.read_bytes()
-        manifest = _parse_manifest(path, raw)
-        problems = _table_problems(root, manifest) + _shard_problems(root, manifest)
+        manifest = parse_manifest(str(path), raw)
+        problems = table_problems(root, manifest) + shard_problems(root, manifest)
         if problems:
             raise ValueError(f"{root} is damaged:\n  " + "\n  ".join(problems))
-        blocks = np.load(root / "blocks.npy", mmap_mode="r")
-        return cls(root, manifest, xxhash.xxh3_128_hexdigest(raw), blocks)
+        return cls(root, manifest, xxhash.xxh3_128_hexdigest(raw), _map_table(root))
+
+    @classmethod
+    def _open_url(cls, url: str, options: StorageOptions) -> "Dataset":
+        from data.remote import RemoteShards  # local datasets need none of it
+        from data.remote_tables import fetch_tables, read_manifest
+
+        shards = RemoteShards(url, options)
+        raw = read_manifest(shards)
+        manifest = parse_manifest(shards.place("manifest.json"), raw)
+        root = fetch_tables(shards, raw, manifest)
+        digest = xxhash.xxh3_128_hexdigest(raw)
+        return cls(root, manifest, digest, _map_table(root), shards)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "blocks"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.blocks = _map_table(self.root)
+
+    @property
+    def place(self) -> str:
+        """Where the dataset lies, for people: its folder, or its URL without secrets."""
+        return self.shards.place("").rstrip("/")
 
     def block_indices(self, split: Split, source: str | None = None) -> np.ndarray:
         """int64: the rows of `blocks` that belong to a split, and to one source if given."""
@@ -143,150 +191,55 @@ class Dataset:
         chosen = self.blocks["split"] == SPLITS.index(split)
         if source is not None:
             if source not in self.sources:
-                raise ValueError(f"source {source!r} is none of {self.sources} in {self.root}")
+                raise ValueError(f"source {source!r} is none of {self.sources} in {self.place}")
             chosen &= self.blocks["source"] == self.sources.index(source)
         return np.flatnonzero(chosen).astype(np.int64)
 
     def shard_of(self, index: int) -> Path:
-        """The shard that holds row `index` of `blocks`."""
+        """The shard that holds row `index` of `blocks`; of a remote dataset no such file is there."""
+        return self.root / self.address_of(index).shard
+
+    def address_of(self, index: int) -> BlockAddress:
+        """Where the bytes of row `index` of `blocks` lie."""
         row = self.blocks[index]
         source, split = self.sources[int(row["source"])], SPLITS[int(row["split"])]
-        return self.root / shard_path(source, split, int(row["shard"]))
+        path = shard_path(source, split, int(row["shard"]))
+        return BlockAddress(index, path, int(row["offset"]), int(row["nbytes"]), int(row["xxh3"]))
 
     def read_block(self, index: int) -> Block:
         """Read row `index` of `blocks` and check it.
 
-        ValueError, naming shard, block and both hashes, when its bytes are not those that were written.
+        DamagedBlock (a ValueError), naming shard, block and both hashes, when its bytes are not those
+        that were written; UnreachableBlock (an OSError) when they cannot be had.
         """
-        row = self.blocks[index]
-        path, offset, nbytes = self.shard_of(index), int(row["offset"]), int(row["nbytes"])
-        place = f"block {index} ({path}, bytes {offset} to {offset + nbytes})"
-        data = _read_range(path, offset, nbytes, place)
-        found, expected = xxhash.xxh3_64_intdigest(data), int(row["xxh3"])
-        if found != expected:
-            raise ValueError(
-                f"{place} is damaged: xxh3 is {found:016x}, blocks.npy says {expected:016x}. "
-                "Restore the shard from a copy, or prepare the dataset again"
-            )
-        block = _parse_block(data, self.manifest["token_dtype"])
-        problems = _block_problems(block, row, self.vocab_size)
+        address = self.address_of(index)
+        block = parse_block(self.shards.read(address), self.manifest["token_dtype"])
+        problems = block_problems(block, self.blocks[index], self.vocab_size)
         if problems:
-            raise ValueError(f"{place} is inconsistent: " + "; ".join(problems))
+            reason = "; ".join(problems)
+            raise DamagedBlock(
+                f"{block_place(self.shards, address)} is inconsistent: {reason}. {RESTORE}",
+                address,
+                shard=self.shards.place(address.shard),
+                reason=reason,
+            )
         return block
 
     def verify(self) -> None:
         """Read every shard and compare with the manifest. ValueError naming all that differ."""
         problems = []
-        for entry in _shard_entries(self.manifest):
-            found = file_digest(self.root / entry["path"])
+        for entry in shard_entries(self.manifest):
+            try:
+                found = self.shards.digest(entry["path"], entry["nbytes"])
+            except (ValueError, FileNotFoundError) as error:
+                problems.append(f"{entry['path']}: {error}")
+                continue
             if found != entry["xxh3"]:
                 problems.append(f"{entry['path']}: xxh3 is {found}, manifest says {entry['xxh3']}")
         if problems:
-            raise ValueError(f"{self.root} is damaged:\n  " + "\n  ".join(problems))
+            raise ValueError(f"{self.place} is damaged:\n  " + "\n  ".join(problems))
 
 
-def _parse_manifest(path: Path, raw: bytes) -> dict[str, Any]:
-    try:
-        manifest = json.loads(raw)
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    found = manifest.get("format") if isinstance(manifest, dict) else None
-    if found != FORMAT:
-        raise ValueError(f"{path} has format {found!r}; this version reads {FORMAT!r}")
-    return manifest
-
-
-def _table_problems(root: Path, manifest: dict[str, Any]) -> list[str]:
-    """What is wrong with blocks.npy and with the tokenizer's files."""
-    problems = []
-    table, expected = root / "blocks.npy", manifest["blocks"]
-    if not table.is_file():
-        problems.append("blocks.npy is missing")
-    elif table.stat().st_size != expected["nbytes"]:
-        size = table.stat().st_size
-        problems.append(f"blocks.npy has {size} bytes, manifest says {expected['nbytes']}")
-    elif (found := file_digest(table)) != expected["xxh3"]:
-        problems.append(f"blocks.npy: xxh3 is {found}, manifest says {expected['xxh3']}")
-    folder, wanted = root / "tokenizer", manifest["tokenizer"]["digest"]
-    if not folder.is_dir():
-        problems.append("tokenizer/ is missing")
-    elif (found := folder_digest(folder)) != wanted:
-        problems.append(f"tokenizer/: the digest of its files is {found}, manifest says {wanted}")
-    return problems
-
-
-def _shard_entries(manifest: dict[str, Any]) -> list[dict[str, Any]]:
-    return [
-        entry
-        for splits in manifest["sources"].values()
-        for split in SPLITS
-        for entry in splits[split]["shards"]
-    ]
-
-
-def _shard_problems(root: Path, manifest: dict[str, Any]) -> list[str]:
-    problems = []
-    for entry in _shard_entries(manifest):
-        try:
-            size = (root / entry["path"]).stat().st_size
-        except FileNotFoundError:
-            problems.append(f"{entry['path']} is missing")
-            continue
-        if size != entry["nbytes"]:
-            problems.append(f"{entry['path']} has {size} bytes, manifest says {entry['nbytes']}")
-    return problems
-
-
-def _read_range(path: Path, offset: int, nbytes: int, place: str) -> bytes:
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except OSError as error:
-        raise ValueError(f"{place} cannot be read: {error}") from error
-    try:
-        data = b""
-        while len(data) < nbytes:  # pread may give less than asked for
-            part = os.pread(descriptor, nbytes - len(data), offset + len(data))
-            if not part:
-                raise ValueError(f"{place} is cut off: {len(data)} of {nbytes} bytes are there")
-            data += part
-        return data
-    finally:
-        os.close(descriptor)
-
-
-def _parse_block(data: bytes, token_dtype: str) -> Block:
-    """The members of one sample. The bytes were checked, so their layout is as it was written."""
-    arrays: dict[str, np.ndarray] = {}
-    position = 0
-    for extension, dtype in member_dtypes(token_dtype).items():
-        header = data[position : position + TAR_RECORD]
-        assert header[:100].rstrip(b"\0").endswith(b"." + extension.encode())
-        size = int(header[124:136].rstrip(b"\0 "), 8)
-        start = position + TAR_RECORD
-        arrays[extension[:3]] = np.frombuffer(data, dtype, size // dtype.itemsize, start)
-        position = start + size + -size % TAR_RECORD
-    assert position == len(data)
-    names = ("tok", "doc", "nse", "sen", "wrd", "ids")
-    return Block(*(arrays[name] for name in names))
-
-
-def _block_problems(block: Block, row: np.void, vocab_size: int) -> list[str]:
-    """Sums that do not agree, ids that no vocabulary entry has."""
-    num_tokens, num_documents = len(block.tokens), len(block.document_lengths)
-    sums = {
-        "tokens against blocks.npy": (num_tokens, row["num_tokens"]),
-        "documents against blocks.npy": (num_documents, row["num_documents"]),
-        "sentences against blocks.npy": (len(block.sentence_lengths), row["num_sentences"]),
-        "document lengths": (block.document_lengths.sum(dtype=np.int64), num_tokens),
-        "sentence lengths": (block.sentence_lengths.sum(dtype=np.int64), num_tokens),
-        "sentences per document": (
-            block.sentences_per_document.sum(dtype=np.int64),
-            len(block.sentence_lengths),
-        ),
-        "document ids": (len(block.document_ids), num_documents),
-        "bytes of word starts": (len(block.word_starts), (num_tokens + 7) // 8),
-    }
-    problems = [f"{name}: {a} and {b}" for name, (a, b) in sums.items() if int(a) != int(b)]
-    if num_tokens and int(block.tokens.max()) >= vocab_size:
-        problems.append(f"token id {int(block.tokens.max())} with a vocabulary of {vocab_size}")
-    return problems
+def _map_table(root: Path) -> np.ndarray:
+    """[num_blocks] BLOCK_DTYPE, memory-mapped."""
+    return np.load(root / "blocks.npy", mmap_mode="r")

@@ -19,10 +19,11 @@ from data.batch import (
     evaluation_batches,
     heldout_rows,
 )
-from data.lanes import Cursor, DataConfig, Lanes, StreamState, pick_source, rows_of_batch
+from data.lanes import Cursor, DataConfig, Lanes, StreamState, rows_of_batch
 from data.pairs import UNLABELLED
 from data.rows import plan_rows
 from data.shards import Dataset
+from data.sources import pick_source
 
 SEED = 3
 

@@ -1,72 +1,26 @@
 """Shards: what is written is read back, plain webdataset reads it too, and no damage goes unseen."""
 
+import errno
 import gc
 import json
 import os
+import pickle
 import shutil
+import sys
 import tarfile
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import webdataset
 import zstandard
+from shard_support import make_dataset, read_documents
 
-from data.files import folder_digest
-from data.shard_writer import (
-    ShardAddress,
-    TokenisedDocument,
-    document_parts,
-    publish_dataset,
-    write_shard,
-)
-from data.shards import BLOCK_DTYPE, Block, Dataset
-
-VOCAB_SIZE = 90
-
-
-def make_documents(num_documents: int, seed: int, dtype: str = "<u2") -> list[TokenisedDocument]:
-    rng = np.random.default_rng(seed)
-    documents = []
-    for number in range(num_documents):
-        num_tokens = int(rng.integers(1, 400))
-        cuts = np.unique(np.append(rng.integers(1, num_tokens + 1, 4), num_tokens))
-        tokens = rng.integers(5, VOCAB_SIZE, num_tokens).astype(dtype)
-        words = rng.random(num_tokens) < 0.5
-        own_id = f"文{number}" if number % 2 else None
-        lengths = np.diff(cuts, prepend=0)
-        key = int(rng.integers(1 << 63)) * 2 + 1
-        documents.append(TokenisedDocument(key, own_id, "a/b.txt", number, tokens, lengths, words))
-    return documents
-
-
-def make_dataset(root: Path, token_dtype: str = "u16") -> list[TokenisedDocument]:
-    """One source, two training shards and one held-out shard; returns the training documents."""
-    documents = make_documents(
-        60, seed=1, dtype="<" + token_dtype.replace("u16", "u2").replace("u32", "u4")
-    )
-    shares = {
-        ("train", 0): documents[:40],
-        ("train", 1): documents[40:],
-        ("heldout", 0): documents[:5],
-    }
-    written = []
-    for (split, shard), share in shares.items():
-        address = ShardAddress("src", 0, split, shard)
-        shard_written = write_shard(
-            root, address, share, block_tokens=1000, token_dtype=token_dtype, vocab_size=VOCAB_SIZE
-        )
-        written.append((address, shard_written))
-    (root / "tokenizer").mkdir()
-    (root / "tokenizer" / "tokenizer.json").write_text("{}")
-    facts = {
-        "vocab_size": VOCAB_SIZE,
-        "token_dtype": token_dtype,
-        "block_tokens": 1000,
-        "tokenizer": {"digest": folder_digest(root / "tokenizer"), "special_ids": {"[PAD]": 0}},
-    }
-    publish_dataset(root, facts, ["src"], written)
-    return documents
+from data.files import file_digest
+from data.shard_writer import TokenisedDocument, document_parts
+from data.shards import BLOCK_DTYPE, Block, DamagedBlock, Dataset, UnreachableBlock
 
 
 @pytest.fixture(scope="module")
@@ -79,29 +33,6 @@ def original(tmp_path_factory):
 @pytest.fixture
 def root(original, tmp_path):
     return Path(shutil.copytree(original, tmp_path / "dataset"))
-
-
-def read_documents(
-    dataset: Dataset, split: str
-) -> list[tuple[int, list[int], list[int], list[bool]]]:
-    """(id, tokens, sentence lengths, word starts) of each document, in table order."""
-    documents = []
-    for index in dataset.block_indices(split):
-        block = dataset.read_block(int(index))
-        words = np.unpackbits(block.word_starts, bitorder="little").astype(bool)
-        token = sentence = 0
-        for i, length in enumerate(block.document_lengths.tolist()):
-            count = int(block.sentences_per_document[i])
-            documents.append(
-                (
-                    int(block.document_ids[i]),
-                    block.tokens[token : token + length].tolist(),
-                    block.sentence_lengths[sentence : sentence + count].tolist(),
-                    words[token : token + length].tolist(),
-                )
-            )
-            token, sentence = token + length, sentence + count
-    return documents
 
 
 @pytest.mark.parametrize("token_dtype", ["u16", "u32"])
@@ -145,7 +76,7 @@ def test_plain_webdataset_reads_the_shards(original):
     urls = [
         str(original / s["path"]) for s in dataset.manifest["sources"]["src"]["train"]["shards"]
     ]
-    samples = list(webdataset.WebDataset(urls, shardshuffle=False))
+    samples = list(webdataset.WebDataset(urls, shardshuffle=False))  # pyright: ignore[reportAttributeAccessIssue]
     gc.collect()
     indices = dataset.block_indices("train")
     assert len(samples) == len(indices)  # the index member is passed over
@@ -207,8 +138,9 @@ def test_every_flipped_byte_of_a_block_is_noticed(root):
         damaged = bytearray(sound)
         damaged[place] ^= 0x10
         path.write_bytes(damaged)
-        with pytest.raises(ValueError, match=f"block 1 .*damaged.*{int(row['xxh3']):016x}"):
+        with pytest.raises(DamagedBlock, match=f"block 1 .*damaged.*{int(row['xxh3']):016x}") as e:
             dataset.read_block(1)
+        assert (e.value.index, e.value.shard, e.value.offset) == (1, str(path), start)
         dataset.read_block(0)  # only that block is lost
     with pytest.raises(ValueError, match=r"src-train-000000\.tar: xxh3 is"):
         dataset.verify()
@@ -223,8 +155,12 @@ def test_a_shard_cut_off_is_noticed(root):
         Dataset.open(root)
     last = int(dataset.block_indices("train")[-1])
     broken = [i for i in range(last) if int(dataset.blocks[i]["shard"]) == 0][-1]
-    with pytest.raises(ValueError, match="cut off"):
+    with pytest.raises(DamagedBlock, match="cut off"):
         dataset.read_block(broken)
+    path.unlink()
+    with pytest.raises(UnreachableBlock, match=f"block {broken} .*No such file") as error:
+        dataset.read_block(broken)
+    assert error.value.index == broken
 
 
 def test_all_problems_are_told_at_once(root):
@@ -253,3 +189,166 @@ def test_what_is_no_dataset(tmp_path, root):
     (root / "manifest.json").unlink()
     with pytest.raises(ValueError, match="no complete dataset"):
         Dataset.open(root)
+
+
+def regions_of(shard: Path) -> dict[str, list[int]]:
+    """Positions of bytes to flip: of headers, payloads, padding, the index and the archive's end."""
+    found: dict[str, list[int]] = {
+        name: [] for name in ("header", "payload", "padding", "index", "end")
+    }
+    with tarfile.open(shard) as tar:
+        members = tar.getmembers()
+    for member in members[:-1]:
+        start, stop = member.offset_data, member.offset_data + member.size
+        found["header"] += [member.offset, member.offset + 124, member.offset + 150, start - 1]
+        found["payload"] += [start, (start + stop) // 2, stop - 1]
+        found["padding"] += [stop, stop + -stop % 512 - 1] if stop % 512 else []
+    found["index"] = [members[-1].offset, members[-1].offset_data, members[-1].offset_data + 20]
+    end = members[-1].offset_data + 512
+    found["end"] = [end, (end + shard.stat().st_size) // 2, shard.stat().st_size - 1]
+    return found
+
+
+def samples_of(shard: Path) -> list[dict[str, bytes]] | str:
+    """What webdataset makes of a shard: samples, or the error it raises."""
+    data = webdataset.WebDataset([str(shard)], shardshuffle=False, empty_check=False)  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        return [{k: v for k, v in sample.items() if k[0] != "_"} for sample in data]
+    except Exception as error:
+        return type(error).__name__
+
+
+def read_all(dataset: Dataset) -> list[bytes | DamagedBlock]:
+    """The bytes of each block's arrays, or what it raised."""
+    blocks: list[bytes | DamagedBlock] = []
+    for index in range(len(dataset.blocks)):
+        try:
+            blocks.append(b"".join(array.tobytes() for array in dataset.read_block(index)))
+        except DamagedBlock as error:
+            blocks.append(error)
+    return blocks
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_flipped_byte_anywhere_in_a_shard_hurts_its_block_and_no_other(root, record_property):
+    dataset = Dataset.open(root)
+    sound = read_all(dataset)
+    shard = root / "src/heldout/src-heldout-000000.tar"
+    raw, theirs = shard.read_bytes(), samples_of(shard)
+    tally: Counter[str] = Counter()
+    for region, places in regions_of(shard).items():
+        for place in places:
+            damaged = bytearray(raw)
+            damaged[place] ^= 0x01
+            shard.write_bytes(damaged)
+            for index, block in enumerate(read_all(Dataset.open(root))):
+                row = dataset.blocks[index]
+                inside = 0 <= place - int(row["offset"]) < int(row["nbytes"])
+                if inside and dataset.shard_of(index) == shard:
+                    assert isinstance(block, DamagedBlock), (region, place)
+                    assert block.index == index and "src-heldout-000000.tar" in str(block)
+                else:
+                    assert block == sound[index]
+            tally[compared(theirs, samples_of(shard))] += 1
+            with pytest.raises(ValueError, match=r"src-heldout-000000\.tar: xxh3"):
+                dataset.verify()
+    gc.collect()  # webdataset leaves its files to the collector
+    record_property("webdataset, one byte flipped", dict(tally))
+    print(f"webdataset, one byte flipped: {tally}")
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_shard_cut_off_anywhere_is_noticed(root, record_property):
+    dataset = Dataset.open(root)
+    sound = read_all(dataset)
+    shard = root / "src/heldout/src-heldout-000000.tar"
+    raw, theirs = shard.read_bytes(), samples_of(shard)
+    tally: Counter[str] = Counter()
+    for nbytes in range(0, len(raw), 512):
+        shard.write_bytes(raw[:nbytes])
+        with pytest.raises(ValueError, match=rf"src-heldout-000000\.tar has {nbytes} bytes"):
+            Dataset.open(root)
+        for index, block in enumerate(read_all(dataset)):  # opened before the damage
+            row = dataset.blocks[index]
+            if dataset.shard_of(index) == shard and row["offset"] + row["nbytes"] > nbytes:
+                assert isinstance(block, DamagedBlock) and "src-heldout-000000.tar" in str(block)
+            else:
+                assert block == sound[index]
+        tally[compared(theirs, samples_of(shard))] += 1
+    gc.collect()
+    record_property("webdataset, cut off", dict(tally))
+    print(f"webdataset, cut off: {tally}")
+
+
+def compared(whole: list[dict[str, bytes]] | str, found: list[dict[str, bytes]] | str) -> str:
+    assert isinstance(whole, list)
+    if isinstance(found, str):
+        return "error"
+    if found == whole:
+        return "same"
+    return "lost samples" if all(sample in whole for sample in found) else "wrong bytes"
+
+
+def test_a_disk_error_is_damage(root, monkeypatch):
+    """EIO is what a bad sector gives."""
+    dataset = Dataset.open(root)
+
+    def fail(*_: object) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "pread", fail)
+    with pytest.raises(DamagedBlock, match=r"block 0 .*Input/output error"):
+        dataset.read_block(0)
+
+
+def test_a_pickled_dataset_maps_its_table_anew(root):
+    dataset = Dataset.open(root)
+    sent = pickle.dumps(dataset)
+    assert len(sent) < 10_000
+    copy = pickle.loads(sent)
+    assert isinstance(copy.blocks, np.memmap) and copy.digest == dataset.digest
+    assert read_all(copy) == read_all(dataset)
+
+
+def calls_of(work: Callable[[], object]) -> int:
+    """How many Python and C functions `work` calls."""
+    num_calls = 0
+
+    def count(frame: object, event: str, argument: object) -> None:
+        nonlocal num_calls
+        num_calls += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return num_calls
+
+
+def test_opening_costs_no_work_per_block(root):
+    """A table of a million blocks is mapped; nothing of Python runs once per row."""
+    num_calls = {}
+    for num_blocks in (1_000, 1_000_000):
+        table = np.zeros(num_blocks, BLOCK_DTYPE)
+        table["split"][::50] = 1
+        table["offset"] = np.arange(num_blocks)
+        np.save(root / "blocks.npy", table)
+        manifest = json.loads((root / "manifest.json").read_text())
+        nbytes = (root / "blocks.npy").stat().st_size
+        manifest["blocks"] = {
+            "nbytes": nbytes,
+            "xxh3": file_digest(root / "blocks.npy"),
+            "num_blocks": num_blocks,
+        }
+        (root / "manifest.json").write_text(json.dumps(manifest))
+
+        def work(expected: int = num_blocks) -> None:
+            dataset = Dataset.open(root)
+            assert isinstance(dataset.blocks, np.memmap) and len(dataset.blocks) == expected
+            assert len(dataset.block_indices("train", "src")) == expected - expected // 50
+
+        work()
+        num_calls[num_blocks] = calls_of(work)
+    # the digest is taken of pieces of 1 MiB: two calls for each of the 43 MB
+    assert num_calls[1_000_000] < num_calls[1_000] + 150

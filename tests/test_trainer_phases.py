@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 from support import ROOT, launch, read_metrics, tiny_preset
 
+from data.lanes import DataConfig, Lanes, StreamState
+from data.shards import Dataset
+
 EXACT = ("loss", "mlm_loss", "nsp_loss", "num_tokens", "rows_digest")
 PHASES = [
     {"first_step": 3, "global_batch_size": 32},
@@ -102,3 +105,35 @@ def test_phases_that_cannot_be_are_refused_at_the_door(tiny_dataset: Path, tmp_p
         tiny_preset(tmp_path, tiny_dataset, phases=[{"first_step": 4, "global_batch_size": 24}])
     )
     assert result.returncode == 78 and "global_batch_size 24" in result.stderr
+
+
+def test_a_damaged_block_is_passed_over_again_when_steps_are_repeated(
+    tiny_dataset: Path, tmp_path: Path
+) -> None:
+    """Two ranks. The block is mended before the job that repeats the steps: it stays out all the same."""
+    damaged = tmp_path / "damaged"
+    shutil.copytree(tiny_dataset, damaged)
+    dataset = Dataset.open(tiny_dataset)
+    data = DataConfig(path=str(tiny_dataset), sequence_length=64, num_lanes=16)
+    _, index = Lanes(dataset, data, 1, StreamState.start(16, 1)).block_of(5, 0, 1)
+    with (damaged / dataset.shard_of(index).relative_to(tiny_dataset)).open("r+b") as file:
+        file.seek(int(dataset.blocks[index]["offset"]) + 3000)
+        file.write(b"\xff\xff\xff\xff")
+    options = {"steps": 12, "global_batch_size": 128, "micro_batch_size": 16, "save_every": 2}
+    preset = tiny_preset(tmp_path, damaged, **options, keep_checkpoints=9)
+    refused = launch(preset, processes=2)
+    assert refused.returncode == 1 and f"block {index} (" in refused.stderr
+    result = launch(preset, "data.max_damaged_blocks=1", processes=2)
+    assert result.returncode == 0, result.stderr
+    run = tmp_path / "run"
+    (line,) = (run / "damaged_blocks.jsonl").read_text().splitlines()
+    event = json.loads(line)
+    assert (event["lane"], event["window"], event["block"]) == (5, 1, index)
+    first = curve(run)
+    assert 4 < event["step"] < 12
+    for step in range(event["step"], 13):
+        shutil.rmtree(run / "checkpoints" / f"step-{step:08d}", ignore_errors=True)
+    mended = launch(preset, f"data.path={tiny_dataset}", processes=1)
+    assert mended.returncode == 0, mended.stderr
+    assert [c[4:] for c in curve(run)] == [c[4:] for c in first]
+    assert len((run / "damaged_blocks.jsonl").read_text().splitlines()) == 1

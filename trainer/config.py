@@ -86,6 +86,7 @@ FREE_TO_CHANGE = frozenset(
     {
         "dir", "deepspeed", "micro_batch_size", "log_every", "eval_every", "eval_rows", "save_every",
         "keep_checkpoints", "data.path", "data.num_workers", "data.max_damaged_blocks",
+        "data.storage",
         "model.attention", "model.activation_checkpointing",
     }
 )  # fmt: skip
@@ -216,8 +217,7 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return [
         f"{key}: {old_flat.get(key)!r} -> {new_flat.get(key)!r}"
         for key in sorted(old_flat.keys() | new_flat.keys())
-        if key not in FREE_TO_CHANGE
-        and not any(f"{key}.".startswith(f"{name}.") for name in OF_A_PHASE)
+        if not any(f"{key}.".startswith(f"{name}.") for name in FREE_TO_CHANGE.union(OF_A_PHASE))
         and old_flat.get(key) != new_flat.get(key)
     ]
 

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data.batch import MicroBatches
-from data.lanes import StreamState, training_sources
+from data.lanes import StreamState
 from data.shards import Dataset
+from data.sources import training_sources
 from model.bert import BertForPreTraining, load_weights
 from model.flops import num_parameters
 from model.hf import import_hf, missing_weights
@@ -38,13 +39,13 @@ def prepare(run: RunConfig, world: World, stack: ExitStack) -> Prepared:
     """Check everything that can be checked before the first step, and take the run's folder. Collective."""
     problem, prepared = None, None
     try:
-        dataset = Dataset.open(Path(run.data.path))
+        dataset = Dataset.open(run.data.path, run.data.storage)
         reader = reader_of(settings_at(run, 0), run.seed, world)
         for phase in run.phases:
             later = settings_at(run, phase.first_step)
             MicroBatches(later.data, reader_of(later, run.seed, world), StreamState(0, ()))
-            training_sources(dataset, later.data)
-        training_sources(dataset, run.data)
+            training_sources(dataset, later.data.weights)
+        training_sources(dataset, run.data.weights)
         deepspeed = resolve(
             read_deepspeed_json(Path(run.deepspeed)),
             micro_batch_size=run.micro_batch_size,
@@ -90,7 +91,7 @@ def resume(run: RunConfig, dataset: Dataset, named: NamedState, world: World) ->
     """Load the newest intact checkpoint of the run; a fresh state where there is none. Collective."""
     found = newest_valid(Path(run.dir), world)
     if found is None:
-        sources, _ = training_sources(dataset, run.data)
+        sources, _ = training_sources(dataset, run.data.weights)
         fresh = TrainState(0, 0, 0, StreamState.start(run.data.num_lanes, len(sources)))
         return known_damage(Path(run.dir), fresh, world)
     document = read_state(found)
