@@ -8,6 +8,7 @@ import gzip
 import io
 import json
 import lzma
+import math
 import shutil
 import tempfile
 import zlib
@@ -57,10 +58,21 @@ class Problem(NamedTuple):
     message: str
 
 
-def read_records(
-    path: str, options: ReadOptions, *, stripe: int = 0, num_stripes: int = 1
-) -> Iterator[Record | Problem]:
-    """The records of a file whose number is `stripe` modulo `num_stripes`, in order.
+class Part(NamedTuple):
+    """Some records of a file: those whose number is `stripe` modulo `num_stripes`; or lines of a .jsonl."""
+
+    stripe: int = 0
+    num_stripes: int = 1
+    lines: tuple[int, int, int] | None = (
+        None  # number of the first, its byte offset, that of the end
+    )
+
+
+WHOLE = Part()
+
+
+def read_records(path: str, options: ReadOptions, part: Part = WHOLE) -> Iterator[Record | Problem]:
+    """The records of a part of a file, in order.
 
     A damaged file gives the records before the damage, then a Problem, and ends.
     """
@@ -72,13 +84,13 @@ def read_records(
             if kind == ".parquet":
                 records = _read_parquet(path, stream, compression, options)
             elif kind == ".jsonl":
-                records = _read_jsonl(path, stream, options, stripe, num_stripes)
+                records = _read_jsonl(path, stream, options, part)
             elif options.txt_documents == "file":
                 records = _read_txt_file(path, stream)
             else:
                 records = _read_txt_paragraphs(path, stream)
             for record in records:
-                if isinstance(record, Problem) or record.number % num_stripes == stripe:
+                if isinstance(record, Problem) or record.number % part.num_stripes == part.stripe:
                     yield record
     except DAMAGE as error:
         if isinstance(error, OSError) and error.errno in NO_SPACE:
@@ -136,13 +148,42 @@ class _ZstdFile(io.RawIOBase):
         super().close()
 
 
+def find_line_parts(path: str, nbytes: int) -> list[Part]:
+    """A plain .jsonl file in parts of `nbytes` or little more, cut between lines."""
+    starts = [(0, 0)]  # (line, byte offset)
+    number = offset = 0
+    with open(path, "rb", buffering=0) as file:
+        while data := file.read(READ_BYTES):
+            begin = 0  # of what is not counted yet
+            while (cut := starts[-1][1] + nbytes) < offset + len(data):
+                newline = data.find(b"\n", max(begin, cut - offset))
+                if newline < 0:
+                    break
+                number += data.count(b"\n", begin, newline + 1)
+                begin = newline + 1
+                starts.append((number, offset + begin))
+            number += data.count(b"\n", begin)
+            offset += len(data)
+    ends = [start for _, start in starts[1:]] + [offset]
+    return [
+        Part(lines=(line, start, end))
+        for (line, start), end in zip(starts, ends, strict=True)
+        if start < end
+    ]
+
+
 def _read_jsonl(
-    path: str, stream: BinaryIO, options: ReadOptions, stripe: int, num_stripes: int
+    path: str, stream: BinaryIO, options: ReadOptions, part: Part
 ) -> Iterator[Record | Problem]:
     """Lines end at \\n only: a text may hold other line-break characters. Blank lines are passed over."""
-    number = -1
-    while line := stream.readline(MAX_DOCUMENT_BYTES + 1):
+    stripe, num_stripes, lines = part
+    number, num_left = -1, math.inf
+    if lines is not None:
+        number, num_left = lines[0] - 1, lines[2] - lines[1]
+        stream.seek(lines[1])
+    while num_left > 0 and (line := stream.readline(MAX_DOCUMENT_BYTES + 1)):
         number += 1
+        num_left -= len(line)
         if len(line) > MAX_DOCUMENT_BYTES:
             yield Problem(f"{path}:{number + 1}: the line is {_too_long()}")
             return

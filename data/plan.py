@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data.documents import ReadOptions
+from data.executors import EXECUTORS, Executor
 from data.files import TEMPORARY_MARK, read_json, remove_temporaries, write_json
 from data.inputs import InputFile, capped
 from data.vocab import Tokenizer
+from data.words import WORD_STARTS, WordStarts, han_segmenter
 
 PLAN_FILE = "prepare.json"
 MANIFEST_FILE = "manifest.json"
@@ -35,7 +37,8 @@ class PrepareConfig:
     output: str  # folder of the dataset
     sources: dict[str, tuple[str, ...]]  # source name -> files, folders or globs
     vocab_size: int = 32768  # of the tokenizer that is trained
-    tokenizer_kind: Literal["unigram", "bpe"] = "unigram"
+    tokenizer_kind: Literal["unigram", "bpe", "wordpiece"] = "unigram"
+    lowercase: bool = False  # of a wordpiece tokenizer that is trained; it takes accents off, too
     tokenizer: str | None = None  # folder of an existing tokenizer, used instead
     tokenizer_sample_bytes: int = 32 << 20  # text it is trained on: bounds time and memory
     text_field: str = "text"  # jsonl key or parquet column
@@ -47,11 +50,13 @@ class PrepareConfig:
     # "file" loses nothing of a text's run, and where it does not fit (one large file of many documents)
     # the split fails with a hint; blank lines would silently make every paragraph of a book a document.
     txt_documents: Literal["file", "blank_line"] = "file"
+    word_starts: WordStarts = "pieces"  # what the Chinese words of whole-word masking are
+    executor: Executor = "local"
     num_processes: int = field(default_factory=lambda: os.cpu_count() or 1)
 
     def __post_init__(self) -> None:
         at_least = {
-            "vocab_size": 262,
+            "vocab_size": 6 if self.tokenizer_kind == "wordpiece" else 262,
             "tokenizer_sample_bytes": 1 << 10,
             "block_tokens": 128,
             "shard_text_bytes": 1 << 10,
@@ -66,10 +71,11 @@ class PrepareConfig:
             problems.append(f"block_tokens {self.block_tokens} is above {1 << 24}")
         if not 0 < self.heldout_fraction < 1:
             problems.append(f"heldout_fraction {self.heldout_fraction} is not between 0 and 1")
-        if self.tokenizer_kind not in ("unigram", "bpe"):
-            problems.append(f"tokenizer_kind {self.tokenizer_kind!r} is neither unigram nor bpe")
-        if self.txt_documents not in ("file", "blank_line"):
-            problems.append(f"txt_documents {self.txt_documents!r} is neither file nor blank_line")
+        problems += self._unknown_choices()
+        if self.lowercase and self.tokenizer_kind != "wordpiece":
+            problems.append(
+                f"lowercase is for tokenizer_kind wordpiece; it is {self.tokenizer_kind}"
+            )
         if not self.sources or not all(self.sources.values()):
             problems.append(
                 "no text is given: every source needs at least one file, folder or glob"
@@ -82,6 +88,19 @@ class PrepareConfig:
         if problems:
             raise ValueError("; ".join(problems))
 
+    def _unknown_choices(self) -> list[str]:
+        choices = {
+            "tokenizer_kind": ("unigram", "bpe", "wordpiece"),
+            "txt_documents": ("file", "blank_line"),
+            "word_starts": WORD_STARTS,
+            "executor": EXECUTORS,
+        }
+        return [
+            f"{name} {getattr(self, name)!r} is none of {', '.join(known)}"
+            for name, known in choices.items()
+            if getattr(self, name) not in known
+        ]
+
     @property
     def read_options(self) -> ReadOptions:
         return ReadOptions(self.text_field, self.id_field, self.txt_documents)
@@ -89,11 +108,12 @@ class PrepareConfig:
 
 def make_plan(config: PrepareConfig, files: list[InputFile]) -> dict[str, Any]:
     """All that decides the dataset's bytes: options, and path, size and time of every file."""
+    han_segmenter(config.word_starts)  # ValueError if it is not installed
     options = asdict(config)
-    for name in ("output", "sources", "num_processes"):
+    for name in ("output", "sources", "executor", "num_processes"):
         del options[name]
     if config.tokenizer is not None:
-        for name in ("vocab_size", "tokenizer_kind", "tokenizer_sample_bytes"):
+        for name in ("vocab_size", "tokenizer_kind", "lowercase", "tokenizer_sample_bytes"):
             options[name] = None
         tokenizer = Tokenizer.load(config.tokenizer)
         options["tokenizer"] = f"{os.path.abspath(config.tokenizer)} ({tokenizer.digest})"

@@ -1,147 +1,30 @@
-"""The three tasks of `cloze prepare` that run in worker processes: scan a file, encode a stripe, write a shard.
+"""The tasks of `cloze prepare` that run in worker processes, beside the scan: encode a part, write a shard.
 
 A task is a pure function of its arguments and the input files. It leaves its files under .work, the one
 that tells it is complete last, so a task that was cut off is simply run again.
 """
 
 import functools
-import heapq
-import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import zstandard
 
-from data.documents import Problem, ReadOptions, Record, read_records
-from data.files import publishing, read_json, write_array, write_json
+from data.documents import Part, Problem, ReadOptions, Record, read_records
+from data.files import folder_digest, publishing, read_json, write_array, write_json
 from data.hashing import stable_hash64
 from data.inputs import InputFile
+from data.scan import id_string, split_of
 from data.sentences import sentence_ends
 from data.shard_writer import ShardAddress, TokenisedDocument, WrittenShard, write_shard
-from data.shards import SPLITS, TOKEN_DTYPES, Split
+from data.shards import TOKEN_DTYPES, Split
 from data.spill import Address, SpillWriter, parse_documents, read_bucket
-from data.vocab import Tokenizer
+from data.vocab import Encoded, Tokenizer
+from data.words import WordStarts
 
-MAX_PROBLEMS = 20  # of one file; no more are looked for
-
-
-@dataclass(frozen=True)
-class ScanTask:
-    file: InputFile
-    index: int  # of the file in the plan
-    work: str  # the .work folder
-    options: ReadOptions
-    seed: int
-    heldout_fraction: float
-    sample_bytes: int  # this file's share of the tokenizer's sample; 0 when none is trained
-
-
-@dataclass(frozen=True)
-class Scan:
-    """What a file holds, counted over documents that are not empty."""
-
-    num_documents: dict[Split, int]
-    num_bytes: dict[Split, int]  # of text, in UTF-8
-    num_characters: int
-    num_empty: int  # documents without a visible character
-    problems: list[str]
-
-
-def scan_path(work: str, index: int) -> Path:
-    return Path(work, "scan", f"{index:06d}.json")
-
-
-def load_scan(work: str, index: int) -> Scan | None:
-    """The result of a scan that was completed before, if there is one."""
-    path = scan_path(work, index)
-    return Scan(**read_json(path)) if path.is_file() else None
-
-
-def scan_file(task: ScanTask) -> Scan:
-    """Read a whole file once: check every record, count, and draw the tokenizer's sample.
-
-    Nothing is published when there are problems.
-    """
-    num_documents: dict[Split, int] = dict.fromkeys(SPLITS, 0)
-    num_bytes: dict[Split, int] = dict.fromkeys(SPLITS, 0)
-    num_characters = num_empty = 0
-    problems: list[str] = []
-    sample = _Sample(task.sample_bytes)
-    for record in read_records(task.file.path, task.options):
-        if isinstance(record, Problem):
-            problems.append(record.message)
-            if len(problems) == MAX_PROBLEMS:
-                break
-            continue
-        if not record.text or record.text.isspace():
-            num_empty += 1
-            continue
-        size = len(record.text.encode("utf-8"))
-        split = split_of(record.text, task.seed, task.heldout_fraction)
-        num_documents[split] += 1
-        num_bytes[split] += size
-        num_characters += len(record.text)
-        if split == "train" and task.sample_bytes:
-            key = stable_hash64(task.seed, "sample", task.file.source, id_string(task.file, record))
-            sample.add(key, size, record.text)
-    if not problems and not sum(num_documents.values()) and not num_empty:
-        problems.append(f"{task.file.path} holds no document")
-    scan = Scan(num_documents, num_bytes, num_characters, num_empty, problems)
-    if not problems:
-        with publishing(sample_path(task.work, task.index)) as file:
-            file.write(zstandard.compress(json.dumps(sample.texts()).encode()))
-        write_json(scan_path(task.work, task.index), asdict(scan))
-    return scan
-
-
-def split_of(text: str, seed: int, heldout_fraction: float) -> Split:
-    """Decided by the text itself, so that copies of a document never lie on both sides."""
-    return (
-        "heldout" if stable_hash64(seed, "heldout", text) < heldout_fraction * 2.0**64 else "train"
-    )
-
-
-def id_string(file: InputFile, record: Record) -> str:
-    """A document's name within its source, the same wherever the corpus lies."""
-    return f"{file.relative}#{record.number}"
-
-
-def sample_path(work: str, index: int) -> Path:
-    return Path(work, "scan", f"{index:06d}.sample.zst")
-
-
-def sample_texts(work: str, num_files: int) -> Iterator[str]:
-    """The tokenizer's sample, file by file."""
-    for index in range(num_files):
-        yield from json.loads(zstandard.decompress(sample_path(work, index).read_bytes()))
-
-
-class _Sample:
-    """The documents with the smallest hashes, as many as fill `budget` bytes; the last one is cut."""
-
-    def __init__(self, budget: int) -> None:
-        self._budget = budget
-        self._heap: list[
-            tuple[int, int, str]
-        ] = []  # (-hash, bytes, text): the largest hash is first
-        self._num_bytes = 0
-
-    def add(self, key: int, num_bytes: int, text: str) -> None:
-        heapq.heappush(self._heap, (-key, num_bytes, text))
-        self._num_bytes += num_bytes
-        while self._num_bytes - self._heap[0][1] >= self._budget:
-            self._num_bytes -= heapq.heappop(self._heap)[1]
-
-    def texts(self) -> list[str]:
-        entries = sorted(self._heap, reverse=True)
-        texts = [text for _, _, text in entries]
-        if self._num_bytes > self._budget:
-            room = entries[-1][1] - (self._num_bytes - self._budget)
-            texts[-1] = texts[-1].encode("utf-8")[:room].decode("utf-8", "ignore")
-        return texts
+BATCH_CHARACTERS = 1 << 16  # tokenised at a time
 
 
 class Buckets(NamedTuple):
@@ -164,8 +47,8 @@ class Buckets(NamedTuple):
 class EncodeTask:
     file: InputFile
     index: int
-    stripe: int  # records whose number is this modulo num_stripes
-    num_stripes: int
+    part: Part
+    number: int  # of the part in its file
     work: str
     options: ReadOptions
     seed: int
@@ -173,51 +56,72 @@ class EncodeTask:
     buckets: Buckets
     tokenizer: str  # folder
     token_dtype: str
+    word_starts: WordStarts
 
 
-def spill_path(work: str, index: int, stripe: int) -> Path:
-    return Path(work, "spill", f"{index:06d}-{stripe:02d}.spill")
+def spill_path(work: str, index: int, number: int) -> Path:
+    return Path(work, "spill", f"{index:06d}-{number:04d}.spill")
 
 
 def encode_result_path(task: EncodeTask) -> Path:
-    return spill_path(task.work, task.index, task.stripe).with_suffix(".json")
+    return spill_path(task.work, task.index, task.number).with_suffix(".json")
 
 
-def encode_stripe(task: EncodeTask) -> dict[str, int]:
-    """Tokenise one stripe of a file into a spill file."""
-    tokenizer = _load_tokenizer(task.tokenizer)
+def encode_part(task: EncodeTask) -> dict[str, int]:
+    """Tokenise one part of a file into a spill file."""
+    digest = folder_digest(Path(task.tokenizer))
+    tokenizer = _load_tokenizer(task.tokenizer, task.word_starts, digest)
     counts = {"num_documents": 0, "num_tokens": 0, "num_without_tokens": 0}
-    source = task.file.source
-    with publishing(spill_path(task.work, task.index, task.stripe)) as file:
+    with publishing(spill_path(task.work, task.index, task.number)) as file:
         spill = SpillWriter(file, sum(task.buckets), TOKEN_DTYPES[task.token_dtype])
-        for record in read_records(
-            task.file.path, task.options, stripe=task.stripe, num_stripes=task.num_stripes
-        ):
-            if isinstance(record, Problem):
-                raise ValueError(f"{record.message} (it was sound when it was scanned)")
-            if not record.text or record.text.isspace():
-                continue
-            encoded = tokenizer.encode(record.text, sentence_ends(record.text))
-            if (
-                len(encoded.ids) == 0
-            ):  # characters that the normaliser removes, such as control codes
-                counts["num_without_tokens"] += 1
-                continue
-            name = id_string(task.file, record)
-            key = stable_hash64(task.seed, source, name)
-            address = Address(key, stable_hash64(source, name), record.number, record.own_id)
-            split = split_of(record.text, task.seed, task.heldout_fraction)
-            spill.add(task.buckets.of(split, key), address, encoded)
-            counts["num_documents"] += 1
-            counts["num_tokens"] += len(encoded.ids)
+        for records in _batches(task):
+            texts = [record.text for record in records]
+            ends = [sentence_ends(text) for text in texts]
+            for record, encoded in zip(records, tokenizer.encode_batch(texts, ends), strict=True):
+                if (
+                    len(encoded.ids) == 0
+                ):  # characters that the normaliser removes, such as control codes
+                    counts["num_without_tokens"] += 1
+                    continue
+                _spill(spill, task, record, encoded)
+                counts["num_documents"] += 1
+                counts["num_tokens"] += len(encoded.ids)
         spill.finish()
     write_json(encode_result_path(task), counts)
     return counts
 
 
+def _batches(task: EncodeTask) -> Iterator[list[Record]]:
+    """The records of a part that hold any text, some at a time: many short ones cost as one long one."""
+    batch: list[Record] = []
+    num_characters = 0
+    for record in read_records(task.file.path, task.options, task.part):
+        if isinstance(record, Problem):
+            raise ValueError(f"{record.message} (it was sound when it was scanned)")
+        if not record.text or record.text.isspace():
+            continue
+        batch.append(record)
+        num_characters += len(record.text)
+        if num_characters >= BATCH_CHARACTERS:
+            yield batch
+            batch, num_characters = [], 0
+    if batch:
+        yield batch
+
+
+def _spill(spill: SpillWriter, task: EncodeTask, record: Record, encoded: Encoded) -> None:
+    source, name = task.file.source, id_string(task.file, record)
+    key = stable_hash64(task.seed, source, name)
+    address = Address(key, stable_hash64(source, name), record.number, record.own_id)
+    split = split_of(record.text, task.seed, task.heldout_fraction)
+    spill.add(task.buckets.of(split, key), address, encoded)
+
+
 @functools.cache
-def _load_tokenizer(folder: str) -> Tokenizer:
-    return Tokenizer.load(folder)
+def _load_tokenizer(folder: str, word_starts: WordStarts, digest: str) -> Tokenizer:
+    """digest: of the folder, which another dataset may have used before."""
+    del digest
+    return Tokenizer.load(folder, word_starts)
 
 
 @dataclass(frozen=True)
@@ -225,7 +129,7 @@ class ShardTask:
     address: ShardAddress
     root: str
     work: str
-    spills: tuple[tuple[str, int, int], ...]  # (file, index, stripe) of all of the source, in order
+    spills: tuple[tuple[str, int, int], ...]  # (file, index, part) of all of the source, in order
     buckets: Buckets
     block_tokens: int
     token_dtype: str
@@ -241,8 +145,8 @@ def write_bucket(task: ShardTask) -> dict[str, Any] | None:
     dtype = TOKEN_DTYPES[task.token_dtype]
     bucket = task.buckets.number(task.address.split, task.address.shard)
     documents: list[tuple[int, int, int, TokenisedDocument]] = []
-    for file, index, stripe in task.spills:
-        data = read_bucket(spill_path(task.work, index, stripe), bucket, sum(task.buckets))
+    for file, index, number in task.spills:
+        data = read_bucket(spill_path(task.work, index, number), bucket, sum(task.buckets))
         for key, document in parse_documents(data, file, dtype):
             documents.append((key, index, document.record, document))
     documents.sort(key=lambda entry: entry[:3])

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from data.files import NO_SPACE, read_json
 from data.plan import WORK_FOLDER
-from data.prepare_tasks import Scan
+from data.scan import Scan
 from data.shards import SPLITS, Dataset
 
 OUTPUT_PER_TEXT_BYTE = 1.5  # spill and shards: twice 2.3 bytes a token, at 3 bytes of text a token

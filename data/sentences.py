@@ -10,14 +10,6 @@ import re
 ENDS_ALWAYS = frozenset("。！？｡؟۔।॥")
 OPENERS = "\"'“‘«‹（([{「『《【〈¿¡"
 CONTINUES = frozenset("，、；：,;:")  # after a mark: the sentence goes on, as in “真的吗？”，他问
-CANDIDATE = re.compile(
-    r"""(?P<mark>[.!?。！？｡…؟۔।॥]+)
-        (?P<close>["'”’»›）)」』》】〉\]}]*+)
-        (?:\[\d{1,3}\])*+             # footnote marks, as in "... ended.[12] Then"
-        (?P<space>\s*+)
-      | \n\s*+""",
-    re.VERBOSE,
-)
 WORD = re.compile(r"[A-Za-z]+")
 INITIAL = re.compile(
     r"(?:[A-Za-z]\.)*[A-Z]|(?:[A-Za-z]\.)+[A-Za-z]{1,2}"
@@ -53,21 +45,51 @@ STARTERS = _words(  # words that often begin one
 )
 
 
-def sentence_ends(text: str) -> list[int]:
+MARKS = ".!?。！？｡…؟۔।॥"
+CLOSERS = "\"'”’»›）)」』》】〉\\]}"
+
+
+def _plain_word() -> str:
+    """What stands before a full stop that surely is no abbreviation's or list number's: five small letters.
+
+    No abbreviation of five letters and more may end in them, nor may they be a Roman number.
+    """
+    tails = {word[-5:] for word in NEVER_LAST | BEFORE_NUMBERS | MAY_BE_LAST if len(word) >= 5}
+    exceptions = "".join(rf"(?<!{re.escape(tail)}\.)" for tail in sorted(tails))
+    return rf"(?<=[a-z]{{5}}\.)(?<![ivx]{{5}}\.){exceptions}"
+
+
+MARK = rf"""(?:[{MARKS}]*+)([{CLOSERS}]*+)  # quotes and brackets that close after the mark
+        (?:\[\d{{1,3}}\])*+               # footnote marks, as in "... ended.[12] Then"
+        (\s*+)"""
+CLOSE, SPACE = 3, 4  # groups of a mark that is to be weighed; other matches end a sentence
+SLOW_CANDIDATE = re.compile(rf"\n\s*+()()|[{MARKS}]{MARK}", re.VERBOSE)
+CANDIDATE = re.compile(
+    rf"""[\n{MARKS}](?:
+        (?<=\n)\s*+()
+      | (?:{_plain_word()}[ ](?=[A-Z])|(?<=[。！？])(?=[\u4e00-\u9fff]))()
+      | (?!(?<=\.)(?:[ ]?[a-z]|[A-Z0-9])){MARK}  # "3.5", "example.org", "p. of"
+    )""",
+    re.VERBOSE,
+)
+
+
+def sentence_ends(text: str, candidates: re.Pattern[str] = CANDIDATE) -> list[int]:
     """Character offsets, exclusive and ascending, at which the sentences of `text` end.
 
     The last is len(text). White space belongs to the sentence before it. Of an empty text: [].
+    candidates: SLOW_CANDIDATE gives the same and weighs every mark.
     """
     ends: list[int] = []
     start = 0
-    for found in CANDIDATE.finditer(text):
-        if found["mark"] is None:
-            ends.append(found.end())
+    for found in candidates.finditer(text):
+        if found.lastindex != SPACE:
+            start = found.end()
         elif (end := _end_of(text, found, start)) is not None:
-            ends.append(end)
+            start = end
         else:
             continue
-        start = ends[-1]
+        ends.append(start)
     if start < len(text):
         ends.append(len(text))
     return ends
@@ -81,14 +103,15 @@ def split_sentences(text: str) -> list[str]:
 
 def _end_of(text: str, found: re.Match[str], start: int) -> int | None:
     """Where the sentence that began at `start` ends, if it ends at this mark; else None."""
-    mark, space, end = found["mark"], found["space"], found.end()
+    close, space, end = found[CLOSE], found[SPACE], found.end()
     if end == len(text) or "\n" in space:
         return end
     following = text[end]
     if following in CONTINUES:
         return None
-    if not space and found["close"].startswith('"') and _opens(text, found.start("close")):
-        end = found.start("close")  # 他走了。"你好": the quote begins the next sentence
+    if not space and close.startswith('"') and _opens(text, found.start(CLOSE)):
+        end = found.start(CLOSE)  # 他走了。"你好": the quote begins the next sentence
+    mark = text[found.start() : found.start(CLOSE)]
     if not ENDS_ALWAYS.isdisjoint(mark):
         return end
     if not space:
@@ -112,11 +135,11 @@ def _ends_before_han(text: str, found: re.Match[str], following: str) -> bool:
     """Whether . ! ? or an ellipsis ends a sentence although no space follows: in Chinese it may."""
     if not (_is_cjk(following) or following in "“「『《【"):
         return False
-    mark = found["mark"]
+    mark = text[found.start() : found.start(CLOSE)]
     if "!" in mark or "?" in mark:
         return True
     if "…" in mark or len(mark) > 1:  # 我……我不知道 goes on, “我……”他说 does not
-        return bool(found["close"])
+        return bool(found[CLOSE])
     return found.start() > 0 and _is_cjk(text[found.start() - 1])
 
 

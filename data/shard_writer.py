@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import xxhash
 import zstandard
-from webdataset.writer import TarWriter
 
 from data.files import file_digest, publishing, write_array, write_json
 from data.shards import (
@@ -162,13 +161,17 @@ def block_members(block: list[Part], token_dtype: str) -> dict[str, bytes]:
 
 
 def tar_sample(key: str, members: dict[str, bytes]) -> bytes:
-    """One sample as webdataset writes it, members by extension; without the end of the archive."""
-    buffer = io.BytesIO()
-    writer = TarWriter(buffer, user="", group="", mtime=0, encoder=False, compress=False)
-    writer.write({"__key__": key, **members})
-    nbytes = writer.tarstream.offset
-    writer.close()
-    return buffer.getvalue()[:nbytes]
+    """One sample, members by extension; without the end of the archive.
+
+    The bytes are those of webdataset's TarWriter, whose import would bring torch into every worker.
+    """
+    parts = []
+    for extension in sorted(members):
+        member = tarfile.TarInfo(f"{key}.{extension}")
+        member.size, member.mode = len(members[extension]), 0o444
+        padding = bytes(-member.size % tarfile.BLOCKSIZE)
+        parts += [member.tobuf(tarfile.USTAR_FORMAT), members[extension], padding]
+    return b"".join(parts)
 
 
 def tar_ending(shard: str, num_blocks: int, digest: str) -> bytes:
@@ -213,13 +216,34 @@ def publish_dataset(
 
     facts: the manifest's keys that do not come from the shards. Token counts are not used here.
     """
-    written = sorted(
+    path = root / "blocks.npy"
+    write_array(path, table_of(written))
+    contents = contents_of(sources, written)
+    write_json(
+        root / "manifest.json",
+        {"format": FORMAT, **facts, "sources": contents, "blocks": table_facts(path)},
+    )
+
+
+def table_of(written: list[tuple[ShardAddress, WrittenShard]]) -> np.ndarray:
+    """[num_blocks] BLOCK_DTYPE, by source, split and shard."""
+    ordered = sorted(
         written, key=lambda item: (item[0].source_index, item[0].split != "train", item[0].shard)
     )
-    table = np.concatenate([shard.blocks for _, shard in written])
-    path = root / "blocks.npy"
-    write_array(path, table)
-    contents = {
+    return np.concatenate([shard.blocks for _, shard in ordered])
+
+
+def table_facts(path: Path) -> dict[str, Any]:
+    """What the manifest says of a block table's file."""
+    num_blocks = len(np.load(path, mmap_mode="r"))
+    return {"nbytes": path.stat().st_size, "xxh3": file_digest(path), "num_blocks": num_blocks}
+
+
+def contents_of(
+    sources: list[str], written: list[tuple[ShardAddress, WrittenShard]]
+) -> dict[str, dict[str, Any]]:
+    """What the manifest says of sources: source -> split -> counts and shards."""
+    return {
         source: {
             split: _contents(
                 [shard for a, shard in written if (a.source, a.split) == (source, split)]
@@ -228,11 +252,6 @@ def publish_dataset(
         }
         for source in sources
     }
-    nbytes, digest = path.stat().st_size, file_digest(path)
-    blocks = {"nbytes": nbytes, "xxh3": digest, "num_blocks": len(table)}
-    write_json(
-        root / "manifest.json", {"format": FORMAT, **facts, "sources": contents, "blocks": blocks}
-    )
 
 
 def _contents(shards: list[WrittenShard]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from data.documents import Problem, ReadOptions, Record, read_records
+from data.documents import Part, Problem, ReadOptions, Record, find_line_parts, read_records
 from data.inputs import find_files
 
 TEXTS = ["Plain.", "两行\n中文。", "Odd\u2028break \u0085 here", "", "  \n", "Ünïcödé 🎉"]
@@ -48,10 +48,23 @@ def test_formats_agree(tmp_path, kind, encode, compression):
     path = tmp_path / f"a{kind}{compression}"
     path.write_bytes(COMPRESS[compression](encode(TEXTS)))
     assert records(path) == [Record(i, t, f"n{i}") for i, t in enumerate(TEXTS)]
-    stripes = [
-        list(read_records(str(path), ReadOptions(), stripe=i, num_stripes=4)) for i in range(4)
-    ]
+    stripes = [list(read_records(str(path), ReadOptions(), Part(i, 4))) for i in range(4)]
     assert sorted(r for stripe in stripes for r in stripe) == records(path)
+
+
+@pytest.mark.parametrize("nbytes", [1, 40, 100, 1000])
+@pytest.mark.parametrize("end", ["", "\n", "\n\n"])
+def test_parts_of_lines_are_the_file(tmp_path, monkeypatch, nbytes, end):
+    """Cut anywhere, read in pieces of any size: every record once, with its number; BOM and blank lines too."""
+    monkeypatch.setattr("data.documents.READ_BYTES", 64)
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(
+        b"\xef\xbb\xbf" + jsonl(TEXTS).strip() + b"\n \n" + jsonl(TEXTS).strip() + end.encode()
+    )
+    parts = find_line_parts(str(path), nbytes)
+    assert (len(parts) == 1) == (nbytes == 1000)
+    read = [record for part in parts for record in read_records(str(path), ReadOptions(), part)]
+    assert read == records(path) and len(read) == 2 * len(TEXTS)
 
 
 @pytest.mark.parametrize("compression", COMPRESS)

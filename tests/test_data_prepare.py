@@ -4,6 +4,8 @@ import itertools
 import json
 import math
 import shutil
+import subprocess
+import sys
 import unicodedata
 from collections import Counter
 from dataclasses import replace
@@ -11,10 +13,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from prepare_support import config, corpus, dataset, document_tokens, fingerprint, source_documents
+from support import ROOT
 from transformers import AutoTokenizer
 
 from data.hashing import stable_hash64
 from data.prepare import PrepareConfig, prepare
+from data.shard_writer import tar_sample
 from data.shards import SPLITS, Dataset
 from data.vocab import Tokenizer
 
@@ -101,7 +105,7 @@ def test_another_place_gives_the_same_dataset(dataset, config, corpus, tmp_path)
 
 
 def test_stripes_give_the_same_dataset(dataset, config, tmp_path, monkeypatch):
-    monkeypatch.setattr("data.prepare.STRIPE_BYTES", 5000)
+    monkeypatch.setattr("data.stages.PART_BYTES", 5000)
     monkeypatch.setattr("data.spill.RUN_BYTES", 10_000)
     prepare(replace(config, output=str(tmp_path / "d")))
     assert Dataset.open(tmp_path / "d").digest == dataset.digest
@@ -214,3 +218,32 @@ def test_large_vocabularies_take_four_bytes(tmp_path):
     for n in range(100):
         ids = [69_905 + n, n + 5, 1, 70_004]
         assert tokens[stable_hash64("s", f"a.jsonl#{n}")][1] == ids
+
+
+def test_samples_are_written_as_webdataset_writes_them():
+    import io
+
+    from webdataset.writer import TarWriter
+
+    members = {"tok.u16": b"x" * 700, "doc.u32": b"", "wrd.bit": b"y" * 512}
+    buffer = io.BytesIO()
+    writer = TarWriter(buffer, user="", group="", mtime=0, encoder=False, compress=False)
+    writer.write({"__key__": "wiki-train-000003-00017", **members})
+    nbytes = writer.tarstream.offset
+    writer.close()
+    expected = buffer.getvalue()[:nbytes]
+    assert tar_sample("wiki-train-000003-00017", members) == expected
+
+
+def test_workers_import_neither_torch_nor_transformers():
+    """A second and 200 MB for each of them."""
+    code = "import sys, data.prepare, data.append, data.prepare_tasks; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    assert not {"torch", "transformers", "ray", "webdataset"} & set(done.stdout.split())

@@ -59,13 +59,15 @@ def session_members(session: int) -> list[str]:
     return members
 
 
-@pytest.mark.parametrize("stage", ["scan_file", "encode_stripe", "write_bucket", "publish_dataset"])
+@pytest.mark.parametrize("stage", ["scan_file", "encode_part", "write_bucket", "publish_dataset"])
 def test_stopped_in_each_stage(dataset, config, tmp_path, monkeypatch, stage):
     """An interruption after the second task of a stage, or before publishing."""
     import data.prepare
+    import data.stages
 
     config = replace(config, output=str(tmp_path / "d"))
-    original, calls = getattr(data.prepare, stage), []
+    module = data.prepare if stage == "publish_dataset" else data.stages
+    original, calls = getattr(module, stage), []
 
     def interrupted(*arguments, **options):
         calls.append(1)
@@ -74,7 +76,7 @@ def test_stopped_in_each_stage(dataset, config, tmp_path, monkeypatch, stage):
         return original(*arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(data.prepare, stage, interrupted)
+        patch.setattr(module, stage, interrupted)
         with pytest.raises(KeyboardInterrupt):
             prepare(config)
     assert not (tmp_path / "d" / "manifest.json").exists()
@@ -139,7 +141,7 @@ def test_changed_input_is_refused(config, corpus, tmp_path, monkeypatch):
     shutil.copy(corpus / "a.jsonl", tmp_path / "a.jsonl")
     config = replace(config, output=str(tmp_path / "d"), sources={"s": (f"{tmp_path}/a.jsonl",)})
     with monkeypatch.context() as patch:
-        patch.setattr("data.prepare.encode_stripe", _interrupt)
+        patch.setattr("data.stages.encode_part", _interrupt)
         with pytest.raises(KeyboardInterrupt):
             prepare(config)
     with open(tmp_path / "a.jsonl", "a") as file:

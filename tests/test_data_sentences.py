@@ -2,9 +2,11 @@
 
 import random
 
+import numpy as np
 import pytest
 
-from data.sentences import sentence_ends, split_sentences
+from data.hashing import hash_positions
+from data.sentences import SLOW_CANDIDATE, sentence_ends, split_sentences
 
 GOLD = [  # a bar stands where a sentence ends
     # English: plain, abbreviations, initials, numbers
@@ -112,3 +114,24 @@ def test_nothing_and_white_space():
     assert sentence_ends("") == []
     assert sentence_ends(" \n ") == [3]
     assert sentence_ends("a") == [1]
+
+
+def test_the_fast_pattern_ends_sentences_where_the_slow_one_does():
+    marks = [*".!?。！？…\"'”’)），,“「", "[1]", "[12]", ". ", ".\u00a0", " ", "\n"]
+    words = [
+        *"2aAZ你好xvi",
+        "xviii",
+        "approx",
+        "messrs",
+        "Thurs",
+        "example",
+        "e.g.",
+        "Mr.",
+        "No.",
+        "Then",
+    ]
+    parts = marks + words
+    for n in range(20_000):
+        chosen = hash_positions(n, 3 + n % 20) % np.uint64(len(parts))
+        text = "".join(parts[int(i)] for i in chosen)
+        assert sentence_ends(text) == sentence_ends(text, SLOW_CANDIDATE), text
