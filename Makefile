@@ -1,7 +1,7 @@
 # Two commands set everything up on a fresh machine: `make demo` and `make test`.
 PYTHON ?= python3
 BIN := .venv/bin
-DATASET ?= demo/dataset
+TEXT ?= demo/corpus/python_docs.jsonl
 
 .PHONY: demo test check fix bench clean
 
@@ -29,7 +29,7 @@ fix: .venv/.installed
 	$(BIN)/ruff check --fix .
 
 bench: .venv/.installed   ## what we claim, measured
-	$(BIN)/python -m bench.data $(DATASET)
+	$(BIN)/python -m bench.data $(TEXT)
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -35,7 +35,10 @@ def stream_table(text: Path, dataset_path: Path) -> Iterator[str]:
         "lanes, NSP pairs, one pair a row": (lanes_way(dataset_path, LENGTH, False), 400),
         "webdataset blocks of ids + collator": (webdataset_way(dataset, collator), 60),
         "datasets, rows of ready ids + collator": (ready_ids_way(dataset, collator), 60),
-        "datasets streaming text + tokenizer + collator": (text_way(text, tokenizer, collator), 120),
+        "datasets streaming text + tokenizer + collator": (
+            text_way(text, tokenizer, collator),
+            120,
+        ),
     }
     yield f"Rows of {LENGTH} slots, batches of {MICRO_BATCH_SIZE}, one process.\n"
     yield "| way | tokens/s | least to most | fill | ours is faster by |\n|---|---|---|---|---|"

@@ -47,7 +47,7 @@ class Row(NamedTuple):
         """64-bit hash of the row's content and its place in the run: equal streams, equal digests."""
         digest = xxhash.xxh3_64(row_number.to_bytes(8, "little"))
         for array in self[:6]:  # the others follow from the lengths
-            digest.update(array)
+            digest.update(array.data)
         return digest.intdigest()
 
 

@@ -1,8 +1,13 @@
 """The `cloze` command: arguments in, exit status out.
 
-cloze prepare DATASET TEXT...   raw text -> tokenizer -> shards
-cloze train PRESET [key=value]  the run, or its continuation
-cloze export RUN FOLDER         the newest checkpoint as a Hugging Face folder
+cloze corpus RECIPE [key=value]  raw text of any quality -> clean documents and a report
+cloze prepare DATASET TEXT...    text -> tokenizer -> shards
+cloze shards verify|stat DATASET all hashes; what is in it
+cloze doctor DATASET|PRESET      what is wrong, before anything is trained
+cloze rehearse DATASET|PRESET    the stream of 512 ranks, without reading a block
+cloze train PRESET [key=value]   the run, or its continuation
+cloze blame RUN STEP             which documents were in a step
+cloze export RUN FOLDER          the newest checkpoint as a Hugging Face folder
 """
 
 import argparse
@@ -13,11 +18,23 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from data.append import append
+from data.executors import EXECUTORS
 from data.prepare import PrepareConfig, prepare
+from data.tokenizer_verify import verify_tokenizer
+from data.words import WORD_STARTS
+from launcher import blame, corpus, doctor, rehearse, shards
 from launcher.export import CLASSES, export
 from launcher.train import add_train_arguments, report, train_here
 
 DEFAULT_SOURCE = "text"
+COMMANDS: dict[str, tuple[Any, str]] = {
+    "corpus": (corpus, "raw text of any quality -> clean documents and a report"),
+    "shards": (shards, "verify a dataset, or count what is in it"),
+    "doctor": (doctor, "what is wrong with a dataset or a preset, before anything is trained"),
+    "blame": (blame, "which documents were in a step"),
+    "rehearse": (rehearse, "the stream of a run on any number of ranks, without reading a block"),
+}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -34,6 +51,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--processes", type=int, help="on this machine; default: one per GPU, or one"
     )
     _add_export(commands.add_parser("export", help="checkpoint -> Hugging Face folder"))
+    for name, (module, explanation) in COMMANDS.items():
+        module.add_arguments(commands.add_parser(name, help=explanation))
     return parser
 
 
@@ -61,13 +80,15 @@ def _add_prepare(parser: argparse.ArgumentParser) -> None:
     def add(name: str, explanation: str, **more: Any) -> None:
         flag = "--" + name.replace("_", "-")
         shown = default[name]
-        kind = {"type": type(shown)} if "choices" not in more and shown is not None else {}
+        typed = not {"choices", "action"} & set(more) and shown is not None
+        kind = {"type": type(shown)} if typed else {}
         parser.add_argument(
             flag, default=shown, help=f"{explanation} (default: %(default)s)", **kind, **more
         )
 
     add("vocab_size", "tokens of the tokenizer to train")
-    add("tokenizer_kind", "kind of the tokenizer to train", choices=["unigram", "bpe"])
+    add("tokenizer_kind", "kind of the tokenizer to train", choices=["unigram", "bpe", "wordpiece"])
+    add("lowercase", "lower-case text and drop accents (wordpiece only)", action="store_true")
     add("tokenizer", "folder of an existing tokenizer to use instead", metavar="FOLDER")
     add("text_field", "jsonl key or parquet column of the text")
     add("id_field", "jsonl key or parquet column of the document's own id, if any")
@@ -76,6 +97,18 @@ def _add_prepare(parser: argparse.ArgumentParser) -> None:
     add("block_tokens", "tokens of a block, the unit of shuffling")
     add("shard_text_bytes", "text of one shard, in bytes")
     add("seed", "of the shuffle and of the held-out split")
+    add("word_starts", "what tells the Chinese words of whole-word masking", choices=WORD_STARTS)
+    parser.add_argument(
+        "--verify-tokenizer",
+        action="store_true",
+        help="compare its ids with those of transformers, on a sample of the text",
+    )
+    add("executor", "where tasks run; --processes counts them all", choices=EXECUTORS)
+    parser.add_argument(
+        "--append",
+        action="store_true",
+        help="add new sources to a finished dataset; its tokenizer and options stay",
+    )
     parser.add_argument(
         "--processes",
         type=int,
@@ -88,9 +121,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     """Parsed arguments; a wrong command line ends the process with a message, as argparse does."""
     parser = build_parser()
     options, rest = parser.parse_known_args(arguments)
-    if rest and (options.command != "train" or any(word.startswith("-") for word in rest)):
+    takes_overrides = hasattr(options, "overrides")
+    if rest and (not takes_overrides or any(word.startswith("-") for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if options.command == "train":
+    if takes_overrides:
         options.overrides += rest  # argparse gives up on those that follow an option
     return options
 
@@ -100,14 +134,31 @@ def main(arguments: list[str] | None = None) -> int:
     if options.command == "train":
         return _train(options)
     try:
+        if options.command in COMMANDS:
+            return COMMANDS[options.command][0].run(options)
         if options.command == "export":
             checkpoint = export(options.source, options.folder, options.kind)
             print(f"{checkpoint} -> {options.folder}")
         else:
-            prepare(prepare_config(options))
+            _prepare(options)
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (ValueError, OSError) as error:
         return report(error)
     return 0
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    if options.append and options.verify_tokenizer:
+        raise ValueError(
+            "--verify-tokenizer and --append do not go together: the tokenizer is there already; "
+            "verify it by the command that made the dataset"
+        )
+    if options.append:
+        append(prepare_config(options))
+    else:
+        prepare(prepare_config(options), verify_tokenizer if options.verify_tokenizer else None)
 
 
 def prepare_config(options: argparse.Namespace) -> PrepareConfig:

@@ -48,9 +48,12 @@ def train_here(preset: Path, overrides: list[str], *, new_phase: bool = False) -
     try:
         config = load_config(preset, overrides)
         _settle_deepspeed()
-        from trainer.loop import train  # takes seconds: not before the preset is known to be right
+        # takes seconds: not before the preset is known to be right
+        from trainer.engine import stop_world
+        from trainer.loop import train
 
         train(config, new_phase=new_phase)
+        stop_world()
     except (ValueError, OSError) as error:
         return report(error)
     return 0

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from data.batch import (
-    MicroBatches,
     Reader,
     StreamItem,
     build_loader,

@@ -40,6 +40,12 @@ def start_world() -> World:
     return World(rank, size, local_rank, device)
 
 
+def stop_world() -> None:
+    """Leave the process group at the end of a run: its threads must be gone before the interpreter is."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def _leave_out_shared_memory_op() -> None:
     """DeepSpeed compiles a C++ op at start on CPUs that only its inference uses.
 
