@@ -400,7 +400,11 @@ def test_every_messy_file_goes_through(tmp_path: Path) -> None:
     }
     steps = ["repair_mojibake", "normalise", "remove_markup", "remove_boilerplate",
              {"identify_language": {"languages": ["en", "zh"]}}, "quality", "mask_pii"]  # fmt: skip
-    path = recipe_file(tmp_path, messy, sources=sources, steps=steps)
+    truth = {"mojibake": "repair_mojibake", "html_left": "remove_markup",
+             "boilerplate": "remove_boilerplate", "repeat_lines": "remove_boilerplate", "pii": "mask_pii",
+             "other_lang": "identify_language", "gibberish": "identify_language",
+             "numbers": "identify_language", "empty": "normalise"}  # fmt: skip
+    path = recipe_file(tmp_path, messy, sources=sources, steps=steps, truth=truth)
     result = run(path, timeout=580)
     assert result.returncode == 0, result.stderr[-3000:]
     report = json.loads((tmp_path / "out" / "report.json").read_text())
@@ -415,5 +419,9 @@ def test_every_messy_file_goes_through(tmp_path: Path) -> None:
     assert others <= 0.02 * sum(clean.values())  # but for their copies, clean documents stay
     passed = sum(n for outcome, n in labels["mojibake"].items() if outcome == "kept")
     assert passed == 0
+    for step, found in report["truth"].items():
+        assert found["recall"] >= 0.95, (step, found)
+        if step != "normalise":  # it changes sound text, too
+            assert found["precision"] >= 0.8, (step, found)
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "<script>" not in page and page.count("<svg") >= 3

@@ -2,10 +2,10 @@
 
 from html import escape
 
-BAR, GAP, LABEL, VALUE = 18, 6, 150, 90
+BAR, GAP, LABEL, VALUE = 18, 6, 220, 70
 
 
-def bars(values: list[tuple[str, float, str]], title: str, width: int = 640) -> str:
+def bars(values: list[tuple[str, float, str]], title: str, width: int = 740) -> str:
     """Horizontal bars. values: (label, size, what is written beside the bar)."""
     largest = max((size for _, size, _ in values), default=0) or 1
     height = len(values) * (BAR + GAP) + GAP

@@ -67,6 +67,7 @@ class Recipe:
     dedup: DedupConfig | None
     stop_on_problems: bool  # else records that cannot be read are counted and reported
     executor: ExecutorConfig
+    truth: dict[str, str]  # label -> the step that should find it, for the report
     values: dict[str, Any]  # the recipe as it was written, but for the executor: decides the output
 
 
@@ -91,7 +92,7 @@ def recipe_from(values: Any, place: str) -> Recipe:
     if not isinstance(values, dict):
         raise ValueError(f"{place}: a mapping is wanted")
     problems = _unknown(
-        "", values, {"output", "sources", "steps", "dedup", "stop_on_problems", "executor"}
+        "", values, {"output", "sources", "steps", "dedup", "stop_on_problems", "executor", "truth"}
     )
     problems += [f"missing: {name}" for name in ("output", "sources") if not values.get(name)]
     sources = _sources(values.get("sources") or {}, problems)
@@ -100,6 +101,13 @@ def recipe_from(values: Any, place: str) -> Recipe:
     executor = _build(ExecutorConfig, values.get("executor") or {}, "executor", problems)
     if executor is not None and executor.kind not in EXECUTORS:
         problems.append(f"executor.kind is {executor.kind!r}; choose one of {', '.join(EXECUTORS)}")
+    truth = values.get("truth") or {}
+    known = {*(step.name for step in steps), "copies"}
+    problems += [
+        f"truth.{label} is {step!r}: none of the steps {', '.join(sorted(known))}"
+        for label, step in truth.items()
+        if step not in known
+    ]
     if problems or executor is None:
         raise ValueError(f"{place}: " + "; ".join(problems))
     return Recipe(
@@ -109,6 +117,7 @@ def recipe_from(values: Any, place: str) -> Recipe:
         dedup=dedup,
         stop_on_problems=bool(values.get("stop_on_problems", False)),
         executor=executor,
+        truth=truth,
         values={
             name: value for name, value in values.items() if name not in ("executor", "output")
         },

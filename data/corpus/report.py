@@ -17,7 +17,7 @@ body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(
 h1 { font-size: 1.6rem; margin-bottom: .2rem } h2 { font-size: 1.2rem; margin-top: 2.2rem } h3 { font-size: 1rem; margin: 1.2rem 0 .3rem }
 p.lead { color: var(--soft); margin-top: 0 } table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
 .wide { overflow-x: auto } th, td { text-align: left; padding: .3rem .7rem .3rem 0; border-bottom: 1px solid var(--line); vertical-align: top }
-td.n, th.n { text-align: right } svg { width: 100%; max-width: 40rem; font-size: 12px } svg text { fill: var(--ink) } svg .value { fill: var(--soft) }
+td.n, th.n { text-align: right } svg { display: block; width: 100%; max-width: 46rem; font-size: 12px } svg text { fill: var(--ink) } svg .value { fill: var(--soft) }
 svg rect { fill: var(--bar) } details { background: var(--card); border-radius: 6px; padding: .5rem .8rem; margin: .5rem 0 } summary { cursor: pointer }
 blockquote { margin: .5rem 0; padding-left: .8rem; border-left: 3px solid var(--line); white-space: pre-wrap; overflow-wrap: anywhere }
 small { color: var(--soft) } ins { text-decoration: none; border-left-color: var(--bar) }
@@ -58,10 +58,37 @@ def gather(output: Path, recipe: dict[str, Any], tasks: list[CorpusTask]) -> dic
         "total": _figures(whole, steps),
         "languages": dict(whole.languages.most_common()),
         "lengths": dict(sorted(whole.lengths.items(), key=lambda item: int(item[0]))),
+        "truth": _truth(whole, recipe.get("truth") or {}),
         "labels": {label: dict(counts.most_common()) for label, counts in whole.labels.items()},
         "examples": {kind: [e._asdict() for e in found] for kind, found in whole.examples.items()},
         "clusters": read_json(clusters) if clusters.exists() else None,
     }
+
+
+def _truth(tally: Tally, truth: dict[str, str]) -> dict[str, dict[str, float | int]]:
+    """Step -> precision and recall by the labels. A document is found if the step dropped or changed it.
+
+    Recall: of those with a label of the step, found by it or dropped by another. Precision: of those
+    with any label that the step found, those with a label of its own. "a:b" counts as "a", too.
+    """
+    found: dict[str, dict[str, float | int]] = {}
+    for step in dict.fromkeys(truth.values()):
+        wanted = caught = right = touched = 0
+        for label, outcomes in tally.labels.items():
+            mine = truth.get(label, truth.get(label.partition(":")[0])) == step
+            for outcome, n in outcomes.items():
+                _, _, by = outcome.partition(" by ")
+                hit = step in by.partition(":")[0].split("+")
+                wanted += n if mine else 0
+                caught += n if mine and (hit or outcome.startswith("dropped")) else 0
+                touched += n if hit else 0
+                right += n if hit and mine else 0
+        found[step] = {
+            "documents": wanted,
+            "recall": caught / max(1, wanted),
+            "precision": right / max(1, touched),
+        }
+    return found
 
 
 def _name(step: Any) -> str:
@@ -108,6 +135,8 @@ def markdown(report: dict[str, Any]) -> str:
             "",
             *_table(LABEL_HEAD, _label_rows(report)),
         ]
+    if report["truth"]:
+        lines += ["", "## Precision and recall", "", *_table(TRUTH_HEAD, _truth_rows(report))]
     if report["clusters"]:
         lines += ["", "## Largest clusters of copies", ""]
         lines += [f"- {name}: {n} copies" for name, n in report["clusters"]["largest"]]
@@ -116,6 +145,7 @@ def markdown(report: dict[str, Any]) -> str:
 
 SOURCE_HEAD = ["source", "documents read", "kept", "", "MB read", "MB kept", ""]
 STEP_HEAD = ["step", "documents", "changed", "dropped", "why"]
+TRUTH_HEAD = ["step", "documents with its labels", "recall", "precision"]
 LABEL_HEAD = ["label", "documents", "outcome"]
 
 
@@ -139,10 +169,19 @@ def _step_rows(figures: dict[str, Any]) -> list[list[str]]:
         documents = step["documents"] or figures["read_documents"]
         dropped = sum(step["dropped"].values())
         why = [f"{reason} {n:,}" for reason, n in step["dropped"].items()]
-        why += [f"changed: {kind} {n:,}" for kind, n in step["changes"].items()]
+        if step["changes"]:
+            changes = (f"{kind} {n:,}" for kind, n in step["changes"].items())
+            why.append(f"changed: {', '.join(changes)}")
         row = [step["step"], f"{documents:,}", f"{step['changed_documents']:,}", f"{dropped:,}"]
         rows.append([*row, "; ".join(why)])
     return rows
+
+
+def _truth_rows(report: dict[str, Any]) -> list[list[str]]:
+    return [
+        [step, f"{f['documents']:,}", f"{f['recall']:.1%}", f"{f['precision']:.1%}"]
+        for step, f in report["truth"].items()
+    ]
 
 
 def _label_rows(report: dict[str, Any]) -> list[list[str]]:
@@ -177,6 +216,9 @@ def page(report: dict[str, Any]) -> str:
     if report["labels"]:
         parts.append("<h2>Labels and what became of them</h2>")
         parts.append(_html_table(LABEL_HEAD, _label_rows(report), numbers=range(1, 2)))
+    if report["truth"]:
+        parts.append("<h2>Precision and recall by the labels</h2>")
+        parts.append(_html_table(TRUTH_HEAD, _truth_rows(report), numbers=range(1, 4)))
     if report["clusters"]:
         rows = [[name, f"{n:,}"] for name, n in report["clusters"]["largest"]]
         parts += [
@@ -205,7 +247,7 @@ def _dropped_plot(total: dict[str, Any]) -> str:
     reasons.sort(key=lambda item: -item[1])
     if not reasons:
         return "<p>None was.</p>"
-    shown = [(name[-24:], float(n), f"{n:,}") for name, n in reasons[:20]]
+    shown = [(name, float(n), f"{n:,}") for name, n in reasons[:20]]
     return bars(shown, "documents dropped by reason")
 
 

@@ -124,7 +124,8 @@ class Clean(CorpusStep):
             if verdict.changes or verdict.text != document.text:
                 texts = (document.text, verdict.text)
                 self.ledger.tally.changed(self.name, verdict.changes, document.id, texts)
-                travelling.metadata["changed"] = "yes"
+                before = travelling.metadata.get("changed")
+                travelling.metadata["changed"] = f"{before}+{self.name}" if before else self.name
             travelling.text = verdict.text
             yield travelling
 
@@ -226,7 +227,7 @@ class Publish(CorpusStep):
         changed = metadata.pop("changed", None)
         label = metadata.pop("label", None)
         if label is not None:
-            tally.labels[label]["kept, changed" if changed else "kept"] += 1
+            tally.labels[label][f"kept, changed by {changed}" if changed else "kept"] += 1
         documents.write({"id": name, "text": text, **metadata})
 
 
