@@ -1,6 +1,6 @@
 """Raw text in, what the data side does a second out, beside the usual ways on the same text.
 
-    python -m bench.data TEXT.jsonl [...] [--only stream sharding resume]
+    python -m bench.data TEXT.jsonl [...] [--only stream sharding resume cleaning]
 
 Everything is measured in this one run, on this machine; read the ratios, not the figures. Times of one
 process are its CPU seconds, which neighbours on the machine disturb least.
@@ -19,13 +19,19 @@ os.environ.setdefault("RAYON_NUM_THREADS", "1")
 
 import torch
 
+from bench.data_cleaning import cleaning_table
 from bench.data_resume import resume_tables
 from bench.data_sharding import sharding_table
 from bench.data_stream import stream_table
 from data.documents import Problem, ReadOptions, read_records
 from data.prepare import PrepareConfig, prepare
 
-SECTIONS = {"stream": stream_table, "sharding": sharding_table, "resume": resume_tables}
+SECTIONS = {
+    "stream": stream_table,
+    "sharding": sharding_table,
+    "resume": resume_tables,
+    "cleaning": cleaning_table,
+}
 PACKAGES = ("torch", "numpy", "transformers", "tokenizers", "datasets", "webdataset", "torchdata")
 
 

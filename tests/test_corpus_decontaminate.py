@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from corpus_support import corpora, rows
 
-from data.corpus.decontaminate import Decontaminate, evaluation_texts
+from data.corpus.decontaminate import Decontaminate, evaluation_texts, index_of
 from data.corpus.steps import Document
 
 QUESTION = "Which of the many rivers in this small country flows into the northern sea at last ?"
@@ -50,9 +50,66 @@ def test_chinese_needs_more_words(tmp_path: Path) -> None:
     assert step(document("这个小国的许多河流中，哪一条最后流入海。")).text is not None
 
 
+def test_a_quotation_in_a_document_of_the_other_script(tmp_path: Path) -> None:
+    path = tmp_path / "both.txt"
+    path.write_text(f"{CHINESE}\n{QUESTION}\n", encoding="utf-8")
+    step = Decontaminate((str(path),))
+    english, chinese = "They say a thing or two about it. " * 30, "他们说了几句话。" * 80
+    assert step(document(english)).text is not None and step(document(chinese)).text is not None
+    assert step(document(english + CHINESE)).text is None
+    assert step(document(chinese + QUESTION + chinese)).text is None
+
+
+def test_short_texts_count_whole(tmp_path: Path) -> None:
+    """A sentence or headline of less than n words is met as a whole or not at all."""
+    path = tmp_path / "short.jsonl"
+    texts = ["The boy that we met kicked the ball.", "The boy that we met kicked the can away .",
+             "这座小城的居民昨天选出了新的市长", "Short label"]  # fmt: skip
+    path.write_text("".join(json.dumps({"t": text}) + "\n" for text in texts), encoding="utf-8")
+    step = Decontaminate((str(path),))
+    for text in texts[:3]:
+        hit = step(document(f"So: {text} 等等 and so on."))
+        assert hit.text is None and "first" in hit.detail
+    for text in ("The boy that we met kicked the cat.", "这座小城的居民昨天选出了新的", texts[3]):
+        assert step(document(f"So: {text} and so on.")).text is not None
+    assert index_of(step)[1:] == (4, 1)
+
+
+def test_fields_of_json(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    row = {"context": CHINESE, "qas": [{"question": {"text": QUESTION}, "id": "x"}]}
+    path.write_text(json.dumps({"data": [row]}), encoding="utf-8")
+    step = Decontaminate((str(path),), fields=("question",))
+    assert step(document(QUESTION)).text is None and step(document(CHINESE)).text == CHINESE
+    with pytest.raises(ValueError, match=r"a\.json has no text of enough words in answer"):
+        index_of(Decontaminate((str(path),), fields=("answer",)))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", b'{"a": 1}\n{"a"\n', r"a\.jsonl, line 2 is not JSON"),
+        ("a.json", b"[1,", r"a\.json is not JSON"),
+        ("a.txt", b"caf\xe9", r"a\.txt is not UTF-8"),
+        ("a.txt", b"one two three\n", r"a\.txt has no text of enough words"),
+    ],
+)
+def test_files_that_cannot_be_used(name: str, content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    step = Decontaminate((str(tmp_path / name),))
+    with pytest.raises(ValueError, match=message):
+        step(document(QUESTION))
+
+
 def test_wrong_settings_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"absent\.txt does not exist; .*must be 3 or more"):
-        Decontaminate((str(tmp_path / "absent.txt"),), ngram=2)
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    files = (str(tmp_path / "absent.txt"), str(tmp_path / "a.parquet"))
+    with pytest.raises(
+        ValueError, match=r"absent\.txt does not exist; .*parquet is none of .*must be 3 or more"
+    ):
+        Decontaminate(files, ngram=2)
+    with pytest.raises(ValueError, match="files is empty"):
+        Decontaminate(())
 
 
 def test_real_evaluation_sets() -> None:

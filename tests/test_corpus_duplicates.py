@@ -1,6 +1,7 @@
 """Copies and near-copies: found where they are, in any order of work, and nothing else is."""
 
 import random
+import resource
 from itertools import combinations
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from corpus_support import rows
 
+from data.corpus import duplicates
 from data.corpus.duplicates import (
     ClusterCounts,
     DedupConfig,
@@ -19,13 +21,7 @@ from data.corpus.duplicates import (
     removals_path,
 )
 from data.corpus.fingerprint import ngram_hashes, word_hashes
-from data.corpus.minhash import (
-    MinHashConfig,
-    signature,
-    signature_of,
-    signature_slowly,
-    similarity,
-)
+from data.corpus.minhash import MinHashConfig
 
 CONFIG = DedupConfig()
 WORDS = [f"word{n}" for n in range(4000)]
@@ -67,23 +63,6 @@ def removed(
 def jaccard(first: str, second: str) -> float:
     a, b = (set(ngram_hashes(word_hashes(text), 5).tolist()) for text in (first, second))
     return len(a & b) / max(1, len(a | b))
-
-
-@pytest.mark.parametrize("num_words", [0, 1, 4, 5, 513, 3000])
-def test_signature_equals_its_slow_twin(num_words: int) -> None:
-    ngrams = ngram_hashes(word_hashes(made_text(1, num_words)), 5)
-    slow = signature_slowly(ngrams.tolist(), CONFIG.minhash)
-    assert signature_of(ngrams, CONFIG.minhash).tolist() == slow
-
-
-def test_signatures_estimate_the_similarity() -> None:
-    errors = []
-    for seed in range(60):
-        text = made_text(seed, 400)
-        other = changed(text, 0.01 + 0.01 * seed, seed)
-        estimate = similarity(signature(text, CONFIG.minhash), signature(other, CONFIG.minhash))
-        errors.append(float(estimate) - jaccard(text, other))
-    assert abs(np.mean(errors)) < 0.02 and np.std(errors) < 0.06
 
 
 def test_copies_are_found_across_tasks(tmp_path: Path) -> None:
@@ -152,42 +131,111 @@ def test_exact_and_near_are_separate_choices(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize("values", [{"threshold": 0.0}, {"bands": 0}, {"ngram": -1}])
-def test_wrong_settings_are_refused(values: dict) -> None:
-    with pytest.raises(ValueError, match=next(iter(values))):
-        MinHashConfig(**values)
+def test_signatures_of_other_settings_are_refused(tmp_path: Path) -> None:
+    removed(tmp_path, [[made_text(1), made_text(2)]])
+    for config in (DedupConfig(near=False), DedupConfig(minhash=MinHashConfig(bands=30))):
+        with pytest.raises(ValueError, match=r"000000\.bin was made with other settings"):
+            match(tmp_path, config.passes[0], 1, config)
+    with pytest.raises(ValueError, match="num_partitions 0"):
+        DedupConfig(num_partitions=0)
+
+
+def test_a_task_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    with (
+        pytest.raises(RuntimeError, match="killed"),
+        SignatureWriter(tmp_path, 0, CONFIG) as writer,
+    ):
+        writer.add("a", made_text(1))
+        raise RuntimeError("killed")
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_more_tasks_than_files_may_be_open(tmp_path: Path) -> None:
+    text = made_text(1)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    num_open = len(list(Path("/proc/self/fd").iterdir()))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (num_open + 30, before[1]))
+    try:
+        config = DedupConfig(minhash=MinHashConfig(bands=2))
+        counts, found = removed(tmp_path, [[text, made_text(n + 2)] for n in range(50)], config)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert set(found) == {(task, 0) for task in range(1, 50)} and counts.num_exact == 49
+
+
+@pytest.mark.parametrize("at_once", [2, 3, 7])
+def test_few_signatures_in_memory_change_nothing(
+    at_once: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many copies of few texts, so that buckets are larger than what is read at once."""
+    tasks = [[changed(made_text(n % 4), 0.05, n % 3) for n in range(30)], [made_text(9)]]
+    _, first = removed(tmp_path / "one", tasks)
+    monkeypatch.setattr(duplicates, "AT_ONCE", at_once)
+    _, second = removed(tmp_path / "many", tasks)
+    assert {place: (r.kind, r.of) for place, r in first.items()} == {
+        place: (r.kind, r.of) for place, r in second.items()
+    }
+    assert len(first) == 30 - 4
+
+
+def heads(found: dict[tuple[int, int], Removal], num_documents: int) -> list[str]:
+    """The id of the document that stands for each of task 0's."""
+    return [found[0, i].of if (0, i) in found else f"0/{i}" for i in range(num_documents)]
 
 
 @pytest.mark.parametrize("name", ["messy/near_dup_en.jsonl.xz", "messy/near_dup_zh.jsonl.xz"])
 def test_versions_of_a_work_or_a_law(name: str, tmp_path: Path) -> None:
-    """Labelled versions whose texts are alike are found; other works and laws are left alone."""
+    """Versions that are alike are found, at least 0.9 of them; other works and laws are left alone.
+
+    Many versions of one law share little: an amended law is a new text. What counts as alike is the
+    true similarity, a standard error above the threshold.
+    """
     documents = rows(name)
-    _, found = removed(tmp_path, [[row["text"] for row in documents]])
-    alike = wrong = 0
-    missed = []
-    for i, j in combinations(range(len(documents)), 2):
-        same_group = documents[i]["group"] == documents[j]["group"]
-        truth = jaccard(documents[i]["text"], documents[j]["text"])
-        together = (0, j) in found and (
-            found[0, j].of == f"0/{i}" or found.get((0, i), None) == found[0, j]
-        )
-        if same_group and truth >= 0.65:
-            alike += 1
-            missed += [] if together or (0, i) in found else [(i, j, truth)]
-        elif together and not same_group:
-            wrong += 1
-    assert alike >= 9 and len(missed) <= alike * 0.1
-    assert wrong <= 0.05 * len(found)
+    texts, groups = [row["text"] for row in documents], [row["group"] for row in documents]
+    _, found = removed(tmp_path, [texts])
+    head = heads(found, len(texts))
+    places = list(combinations(range(len(texts)), 2))
+    versions = [(i, j) for i, j in places if groups[i] == groups[j]]
+    alike = [(i, j) for i, j in versions if jaccard(texts[i], texts[j]) >= 0.65]
+    together = [(i, j) for i, j in places if head[i] == head[j]]
+    assert len(alike) >= 9 and together
+    assert sum(head[i] == head[j] for i, j in alike) >= 0.9 * len(alike)
+    assert sum(groups[i] == groups[j] for i, j in together) >= 0.95 * len(together)
+    later = {j for _, j in alike}
+    assert sum((0, j) in found for j in later) >= 0.9 * len(later)
 
 
 def test_planted_copies_in_a_dirty_corpus(tmp_path: Path) -> None:
-    """Recall of planted copies at least 0.9 (exact ones: all), precision at least 0.95."""
+    """Copies: all; texts with small changes: at least 0.9; texts cut short: where enough is left."""
     documents = sorted(rows("messy/dirty_mix.jsonl.xz"), key=lambda row: row["defect"] != "none")
+    clean = {row["of"] or row["id"]: row["text"] for row in documents if row["defect"] == "none"}
     _, found = removed(tmp_path, [[row["text"] for row in documents]])
     share = {}
     for defect in ("exact_dup", "near_dup", "prefix_dup"):
-        places = [i for i, row in enumerate(documents) if row["defect"] == defect]
-        share[defect] = np.mean([(0, i) in found for i in places])
-    assert share["exact_dup"] == 1 and share["near_dup"] >= 0.9
-    clean = [i for i, row in enumerate(documents) if row["defect"] == "none" and (0, i) in found]
-    assert len(clean) <= 0.05 * len(found)
+        planted = [(i, row) for i, row in enumerate(documents) if row["defect"] == defect]
+        if defect == "prefix_dup":
+            planted = [(i, r) for i, r in planted if jaccard(clean[r["of"]], r["text"]) >= 0.65]
+        assert len(planted) >= 20
+        share[defect] = np.mean([(0, i) in found for i, _ in planted])
+    assert share["exact_dup"] == 1 and share["near_dup"] >= 0.9 and share["prefix_dup"] >= 0.9
+    wrong = [i for i, row in enumerate(documents) if row["defect"] == "none" and (0, i) in found]
+    assert len(wrong) <= 0.05 * len(found)
+
+
+def test_variants_of_licences(tmp_path: Path) -> None:
+    """Texts of which one was made from the other; unrelated licences share phrases only."""
+    documents = rows("messy/licences_en.jsonl.xz")
+    names = [row["id"].removeprefix("licence/").removesuffix(".txt") for row in documents]
+    texts = [row["text"].split("---", 2)[2] for row in documents]  # without the front matter
+    _, found = removed(tmp_path, [texts])
+    head = dict(zip(names, heads(found, len(names)), strict=True))
+    for one, other in [
+        ("osl-3.0", "afl-3.0"),
+        ("gpl-3.0", "agpl-3.0"),
+        ("ecl-2.0", "apache-2.0"),
+        ("bsd-2-clause", "bsd-3-clause"),
+        ("isc", "0bsd"),
+    ]:
+        assert head[one] == head[other]
+    for one, other in combinations(("mit", "gpl-3.0", "apache-2.0", "bsd-3-clause", "isc"), 2):
+        assert head[one] != head[other]

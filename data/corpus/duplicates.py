@@ -8,11 +8,12 @@ Then `Removals` tells each task what to leave out. A document is (task, index): 
 documents that the task has kept. The files depend on the documents alone, not on which task ran when
 or where. A pair counts if the whole signatures say so; no text is read again.
 
-Memory: 40 bytes a document in stage 2, a part of it with `num_partitions`; in stage 3, 100 bytes for
-every document that has a copy, and the ids of those that stay. Nothing here finds a short text inside a
+Memory: 0.1 GB, and 40 bytes a document in stage 2, a part of it with `num_partitions`; in stage 3, 300
+bytes for every document that has a copy. Nothing here finds a short text inside a
 long one: by the share of n-grams in common the two are not alike.
 """
 
+import json
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import NamedTuple, final
 
 import numpy as np
 
-from data.corpus.clusters import PAIR, Matches, join, merged, pairs_in_buckets
+from data.corpus.clusters import Matches, join, merged, pairs_in_buckets
 from data.corpus.minhash import similarity
 from data.corpus.signatures import (
     EXACT,
@@ -31,7 +32,7 @@ from data.corpus.signatures import (
     read_names,
     read_records,
 )
-from data.files import read_json, write_array, write_json
+from data.files import publishing, read_json, write_array, write_json
 
 __all__ = ["DedupConfig", "Removal", "Removals", "SignatureWriter", "cluster", "match"]
 
@@ -147,17 +148,12 @@ class Removal(NamedTuple):
 def cluster(folder: Path, num_tasks: int, config: DedupConfig) -> ClusterCounts:
     """Join pairs to clusters, keep the first document of each, write down what is removed, by task."""
     offsets = offsets_of(folder, num_tasks, config)
-    pairs, left = np.zeros(0, dtype=PAIR), 0
+    nodes, root, alike = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros(0)
+    left = 0
     for band in config.passes:
         path = pairs_path(folder, band)
-        pairs = merged([pairs, np.load(path)])
+        nodes, root, alike = _joined(nodes, root, alike, np.load(path))
         left += read_json(path.with_suffix(".json"))["num_not_compared"]
-    nodes = np.union1d(pairs["first"], pairs["second"])
-    first, second = (np.searchsorted(nodes, pairs[end]) for end in ("first", "second"))
-    root = join(first, second, len(nodes))
-    alike = np.zeros(len(nodes), dtype=np.float32)
-    for ends in (first, second):
-        np.maximum.at(alike, ends, pairs["similarity"])
     removed = np.flatnonzero(root != np.arange(len(nodes)))
     content = read_records(folder, nodes, offsets, "content", config)
     exact = (content[removed] == content[root[removed]]).all(axis=1)
@@ -172,11 +168,30 @@ def cluster(folder: Path, num_tasks: int, config: DedupConfig) -> ClusterCounts:
     bounds = np.searchsorted(nodes[removed], offsets).tolist()
     for task, (start, end) in enumerate(pairwise(bounds)):
         index = (nodes[removed[start:end]] - offsets[task]).tolist()
-        write_json(removals_path(folder, task), dict(zip(index, removals[start:end], strict=True)))
+        with publishing(removals_path(folder, task)) as file:
+            file.write(json.dumps(dict(zip(index, removals[start:end], strict=True))).encode())
     most = [(names[head], n) for head, n in zip(heads.tolist(), copies.tolist(), strict=True)]
     most.sort(key=lambda item: (-item[1], item[0]))
     num_exact = int(exact.sum())
     return ClusterCounts(len(heads), num_exact, len(removed) - num_exact, most[:10], left)
+
+
+def _joined(
+    nodes: np.ndarray, root: np.ndarray, alike: np.ndarray, pairs: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(documents, place of the first of each's cluster, greatest similarity) with some more pairs."""
+    every = np.sort(
+        np.concatenate([nodes, pairs["first"], pairs["second"]])
+    )  # np.unique hashes: slow
+    every = every[np.diff(every, prepend=-1) > 0]
+    known = np.searchsorted(every, nodes)
+    first, second = (np.searchsorted(every, pairs[end]) for end in ("first", "second"))
+    greatest = np.zeros(len(every))
+    greatest[known] = alike
+    for ends in (first, second):
+        np.maximum.at(greatest, ends, pairs["similarity"])
+    edges = np.concatenate([known[root], first]), np.concatenate([known, second])
+    return every, join(*edges, len(every)), greatest
 
 
 @final
