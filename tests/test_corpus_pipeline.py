@@ -411,7 +411,8 @@ def test_every_messy_file_goes_through(tmp_path: Path) -> None:
     kept, dropped = documents(tmp_path / "out"), documents(tmp_path / "out", "dropped")
     assert report["total"]["read_documents"] == len(kept) + len(dropped)
     lost = {row["id"] for row in dropped if row["step"] == "read"}
-    assert not [name for name in lost if "warc" in name]  # members cut wrongly hold whole pages all the same
+    # Archives whose gzip members are cut wrongly hold whole pages all the same.
+    assert not [name for name in lost if "warc" in name]
     pages = {row["id"]: row["text"] for row in [*kept, *dropped] if row["source"] == "archives"}
     assert pages["example-wrong-chunks.warc.gz#0"] == pages["example.warc#2"]
     assert pages["example-bad-non-chunked.warc.gz#2"] == pages["example.warc#2"]
