@@ -31,9 +31,11 @@ from data.pairs import UNLABELLED
 from data.rows import ROWS_AT_ONCE, Row, make_rows, plan_rows
 from data.shards import Dataset
 
+STARTS_AT_ONCE = 64  # Batch.sequence_starts is as long as a multiple of this
+
 
 class Batch(NamedTuple):
-    """One micro-batch. The first eight fields are the model's inputs."""
+    """One micro-batch. The tensors are the model's inputs."""
 
     input_ids: torch.Tensor  # int64 [B, L]
     token_type_ids: torch.Tensor  # int64 [B, L]
@@ -43,9 +45,16 @@ class Batch(NamedTuple):
     masked_labels: torch.Tensor  # int64 [M]
     cls_index: torch.Tensor  # int64 [P], into the B * L slots: [CLS] of each labelled pair
     nsp_labels: torch.Tensor  # int64 [P]: 0 is next, 1 random
-    num_tokens: int  # filled slots
-    sum_squared_lengths: int  # over sequences, for counting attention FLOPs
+    sequence_starts: (
+        torch.Tensor
+    )  # int32: slots of B * L at which sequences and padding begin, then B * L
+    sequence_lengths: np.ndarray  # int64 [number of sequences]
     rows_digest: int  # int64: sum of the rows' digests, modulo 2^64
+
+    @property
+    def num_tokens(self) -> int:
+        """Filled slots."""
+        return int(self.sequence_lengths.sum())
 
     def model_inputs(self, device: torch.device) -> dict[str, torch.Tensor]:
         """The model's keyword arguments, on `device`."""
@@ -94,10 +103,26 @@ def collate(rows: list[Row], numbers: list[int], sequence_length: int, pad_id: i
         torch.from_numpy(joined.masked_labels.astype(np.int64)),
         torch.from_numpy(starts[labelled]),
         torch.from_numpy(joined.nsp_labels[labelled]),
-        num_tokens=int(lengths.sum()),
-        sum_squared_lengths=int((lengths**2).sum()),
+        _segment_starts(starts, num_filled, sequence_length),
+        sequence_lengths=lengths,
         rows_digest=wrap_int64(sum(map(Row.digest, rows, numbers))),
     )
+
+
+def _segment_starts(
+    starts: np.ndarray, num_filled: np.ndarray, sequence_length: int
+) -> torch.Tensor:
+    """Where each sequence, and the padding of each row, begins; the end as often as fills up a round number.
+
+    So the tensor has few different lengths, and what is compiled for one fits the next batch.
+    """
+    num_rows = len(num_filled)
+    padding = (np.arange(num_rows) * sequence_length + num_filled)[num_filled < sequence_length]
+    bounds = np.sort(np.concatenate([starts, padding]))
+    num_bounds = -(-(len(bounds) + 1) // STARTS_AT_ONCE) * STARTS_AT_ONCE
+    padded = np.full(num_bounds, num_rows * sequence_length, dtype=np.int32)
+    padded[: len(bounds)] = bounds
+    return torch.from_numpy(padded)
 
 
 def wrap_int64(value: int) -> int:

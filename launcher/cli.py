@@ -16,7 +16,7 @@ import os
 import sys
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from data.append import append
 from data.executors import EXECUTORS
@@ -24,8 +24,9 @@ from data.prepare import PrepareConfig, prepare
 from data.tokenizer_verify import verify_tokenizer
 from data.words import WORD_STARTS
 from launcher import blame, corpus, doctor, rehearse, shards
-from launcher.export import CLASSES, export
+from launcher.export import export
 from launcher.train import add_train_arguments, report, train_here
+from model.hf_classes import Kind
 
 DEFAULT_SOURCE = "text"
 COMMANDS: dict[str, tuple[Any, str]] = {
@@ -61,10 +62,8 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
         "source", type=Path, help="run (its newest intact checkpoint), or checkpoint"
     )
     parser.add_argument("folder", type=Path, help="new folder to write")
-    what = "the transformers class it is for (default: %(default)s)"
-    parser.add_argument(
-        "--as", dest="kind", choices=list(CLASSES), default="pretraining", help=what
-    )
+    what = "the transformers class it is for (default: the one with the most heads)"
+    parser.add_argument("--as", dest="kind", choices=get_args(Kind), help=what)
 
 
 def _add_prepare(parser: argparse.ArgumentParser) -> None:

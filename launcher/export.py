@@ -2,20 +2,16 @@
 
 from pathlib import Path
 
-from model.hf_classes import Architecture, export_class
+from model.hf_classes import Kind, export_class
 from trainer.checkpoint_files import list_checkpoints, problems_of
 
-CLASSES: dict[str, Architecture] = {
-    "pretraining": "BertForPreTraining",
-    "masked-lm": "BertForMaskedLM",
-    "encoder": "BertModel",
-}
 
-
-def export(source: Path, target: Path, kind: str) -> Path:
+def export(source: Path, target: Path, kind: Kind | None = None) -> Path:
     """Write a checkpoint's model as the folder of one transformers class; returns the checkpoint.
 
-    source: a checkpoint, or a run, whose newest intact one is taken. kind: a key of CLASSES.
+    source: a checkpoint, or a run, whose newest intact one is taken
+    kind: as in `model.hf_classes.export_class`
+
     ValueError when there is none that is intact, or `target` is not empty.
     """
     candidates = [source] if (source / "MANIFEST.json").exists() else list_checkpoints(source)
@@ -25,7 +21,7 @@ def export(source: Path, target: Path, kind: str) -> Path:
     for checkpoint in reversed(candidates):
         found = problems_of(checkpoint)
         if not found:
-            export_class(checkpoint / "hf", target, CLASSES[kind])
+            export_class(checkpoint / "hf", target, kind)
             return checkpoint
         problems += found
     raise ValueError(f"no checkpoint of {source} is intact: " + "; ".join(problems[:5]))

@@ -5,7 +5,12 @@ what is computed again under activation checkpointing is not counted (Chowdhery 
 appendix B: model FLOPs). Only matrix products count: no look-ups, LayerNorm, softmax or optimizer.
 """
 
-from model.bert import ModelConfig
+from collections.abc import Mapping
+
+import numpy as np
+
+from model.config import ModelConfig
+from model.weights import parameter_shapes
 
 # Dense bf16 peak in FLOP/s of the vendors' data sheets, by torch.cuda.get_device_name(). GPUs
 # without bf16 matrix units (V100, T4) are not here.
@@ -43,35 +48,42 @@ def flops_per_step(
     vocab_size: int,
     *,
     num_tokens: int,
-    sum_squared_lengths: int,
+    num_attended: Mapping[int | None, int],
     num_masked: int,
     num_pairs: int,
 ) -> int:
     """Operations that the forward and backward pass of these rows need, however they are computed.
 
     num_tokens: without padding
-    sum_squared_lengths: over sequences, in tokens squared: attention within sequences only
+    num_attended: for each of `config.windows`, pairs of tokens that attend to each other (`attended_pairs`)
     num_masked, num_pairs: rows that go through the heads
     """
     hidden = config.hidden_size
-    layer_weights = 4 * hidden**2 + 2 * hidden * config.intermediate_size
+    num_products = 3 if config.architecture == "modernbert" else 2  # of the feed-forward unit
+    layer_weights = 4 * hidden**2 + num_products * hidden * config.intermediate_size
+    windows = map(config.window_of_layer, range(config.num_hidden_layers))
     multiply_adds = (
-        config.num_hidden_layers * (layer_weights * num_tokens + 2 * hidden * sum_squared_lengths)
+        config.num_hidden_layers * layer_weights * num_tokens
+        + 2 * hidden * sum(num_attended[window] for window in windows)
         + (hidden**2 + hidden * vocab_size) * num_masked
         + (hidden**2 + 2 * hidden) * num_pairs
     )
     return 6 * multiply_adds
 
 
+def attended_pairs(sequence_lengths: np.ndarray, window: int | None) -> int:
+    """Pairs (query, key) within sequences, at most `window` tokens apart where there is one.
+
+    sequence_lengths: int64 [number of sequences], in tokens.
+    """
+    lengths = sequence_lengths.astype(np.int64)
+    squares = int((lengths**2).sum())
+    if window is None:
+        return squares
+    too_far = np.maximum(lengths - 1 - window, 0)  # of the first token; one less for each next
+    return squares - int((too_far * (too_far + 1)).sum())
+
+
 def num_parameters(config: ModelConfig, vocab_size: int) -> int:
     """Trained numbers, both heads included; the tied output embeddings count once."""
-    hidden, intermediate = config.hidden_size, config.intermediate_size
-    layer_norm = 2 * hidden
-    embeddings = (
-        vocab_size + config.max_position_embeddings + config.type_vocab_size
-    ) * hidden + layer_norm
-    attention = 4 * (hidden**2 + hidden) + layer_norm
-    feed_forward = 2 * hidden * intermediate + intermediate + hidden + layer_norm
-    mlm_head = hidden**2 + hidden + layer_norm + vocab_size
-    nsp_head = hidden**2 + hidden + 2 * hidden + 2
-    return embeddings + config.num_hidden_layers * (attention + feed_forward) + mlm_head + nsp_head
+    return sum(shape.numel() for shape in parameter_shapes(config, vocab_size).values())

@@ -1,15 +1,16 @@
 """Hidden states in, summed losses and hits of both objectives out (Devlin et al. 2019, 3.1)."""
 
-# B rows, L slots of a row, D hidden, V vocabulary, C classes,
+# T flat slots, D hidden, V vocabulary, C classes, R rows of logits at a time,
 # M masked slots of the batch, P sequence pairs of the batch, N either
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 IGNORED = -100  # label of a slot that is not to be predicted
+LOGITS_AT_ONCE = {"cpu": 1 << 24, "cuda": 1 << 27}  # numbers: 64 MB and 512 MB in fp32
 
 
 class Losses(NamedTuple):
@@ -27,13 +28,18 @@ class Losses(NamedTuple):
 
 
 class MlmHead(nn.Module):
-    """Masked language model: dense, GELU, LayerNorm, then the word embeddings and a bias."""
+    """Masked language model: dense, GELU, LayerNorm, then the word embeddings and a bias.
 
-    def __init__(self, vocab_size: int, hidden_size: int, layer_norm_eps: float) -> None:
+    bias: of the dense layer and LayerNorm; the decoder has one always.
+    """
+
+    def __init__(
+        self, vocab_size: int, hidden_size: int, layer_norm_eps: float, *, bias: bool = True
+    ) -> None:
         super().__init__()
-        self.transform = nn.Linear(hidden_size, hidden_size)
-        self.layer_norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
-        self.decoder = nn.Linear(hidden_size, vocab_size)
+        self.transform = nn.Linear(hidden_size, hidden_size, bias=bias)
+        self.layer_norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps, bias=bias)
+        self.decoder = Decoder(hidden_size, vocab_size)
 
     def tie(self, word_embeddings: nn.Embedding) -> None:
         """Make the output weights *the* word embeddings.
@@ -43,9 +49,85 @@ class MlmHead(nn.Module):
         """
         self.decoder.weight = word_embeddings.weight
 
-    def forward(self, hidden_MD: torch.Tensor) -> torch.Tensor:
-        """[M, D] -> logits [M, V] in the dtype of the weights."""
-        return self.decoder(self.layer_norm(F.gelu(self.transform(hidden_MD))))
+    def forward(self, hidden_MD: torch.Tensor, labels_M: torch.Tensor | None = None) -> Any:
+        """[M, D] -> logits [M, V] in the dtype of the weights; with labels as in `Decoder.forward`."""
+        transformed_MD = self.layer_norm(F.gelu(self.transform(hidden_MD)))
+        return self.decoder(transformed_MD, labels_M)
+
+
+class Decoder(nn.Linear):
+    """The projection to the vocabulary; given labels, together with its cross-entropy."""
+
+    def forward(self, input: torch.Tensor, labels_M: torch.Tensor | None = None) -> Any:
+        """Logits [M, V]; or, with labels (int64 [M]), the loss sum (fp32, nats) and hits (int64), 0-dim."""
+        if labels_M is None:
+            return super().forward(input)
+        at_once = LOGITS_AT_ONCE.get(input.device.type, LOGITS_AT_ONCE["cpu"])
+        rows_at_once = max(1, at_once // self.out_features)
+        return LinearCrossEntropy.apply(input, self.weight, self.bias, labels_M, rows_at_once)
+
+
+class LinearCrossEntropy(torch.autograd.Function):
+    """sum(cross_entropy(x W^T + b, labels)) and hits, with the logits of a few rows at a time only.
+
+    The gradients are computed along with the loss, while the logits are there: nothing of size M x V is
+    ever kept, nothing computed twice, and the backward pass only scales them. Sums over rows are in fp32.
+    """
+
+    @staticmethod
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any,
+        hidden_MD: torch.Tensor,
+        weight_VD: torch.Tensor,
+        bias_V: torch.Tensor,
+        labels_M: torch.Tensor,
+        rows_at_once: int,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        has_grad = any(ctx.needs_input_grad[:3])
+        device = hidden_MD.device
+        loss_sum = torch.zeros((), dtype=torch.float32, device=device)
+        num_correct = torch.zeros((), dtype=torch.int64, device=device)
+        grad_hidden = torch.empty_like(hidden_MD) if has_grad else None
+        grad_weight = grad_bias = None
+        for first in range(0, len(labels_M), rows_at_once):
+            rows = slice(first, first + rows_at_once)
+            hidden_RD, labels_R1 = hidden_MD[rows], labels_M[rows, None]
+            scores_RV = F.linear(hidden_RD, weight_VD, bias_V).float()
+            highest_R1, best_R1 = scores_RV.max(dim=-1, keepdim=True)
+            num_correct += (best_R1 == labels_R1).sum()
+            right_R1 = scores_RV.gather(1, labels_R1)
+            scores_RV.sub_(highest_R1).exp_()
+            sum_R1 = scores_RV.sum(dim=-1, keepdim=True)
+            loss_sum += (sum_R1.log() + highest_R1 - right_R1).sum()
+            if grad_hidden is None:
+                continue
+            grad_RV = scores_RV.div_(sum_R1)  # the probabilities, less 1 at the label
+            grad_RV.scatter_add_(1, labels_R1, grad_RV.new_full((), -1.0).expand_as(labels_R1))
+            bias_part = grad_RV.sum(dim=0)
+            grad_RV = grad_RV.to(weight_VD.dtype)
+            torch.mm(grad_RV, weight_VD, out=grad_hidden[rows])
+            weight_part = grad_RV.t() @ hidden_RD
+            if grad_weight is None or grad_bias is None:
+                is_only = rows_at_once >= len(labels_M)
+                grad_weight, grad_bias = weight_part if is_only else weight_part.float(), bias_part
+            else:
+                grad_weight += weight_part
+                grad_bias += bias_part
+        if grad_hidden is not None:
+            if grad_weight is None:  # no rows
+                grad_weight, grad_bias = torch.zeros_like(weight_VD), torch.zeros_like(bias_V)
+            ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
+            ctx.dtype = weight_VD.dtype
+        ctx.mark_non_differentiable(num_correct)
+        return loss_sum, num_correct
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        scale = grads[0]
+        grad_hidden, grad_weight, grad_bias = (
+            (saved * scale).to(ctx.dtype) for saved in ctx.saved_tensors
+        )
+        return grad_hidden, grad_weight, grad_bias, None, None
 
 
 class NspHead(nn.Module):
@@ -61,27 +143,37 @@ class NspHead(nn.Module):
         return self.classifier(torch.tanh(self.pooler(hidden_PD)))
 
 
+def classify_masked(
+    head: MlmHead, hidden_TD: torch.Tensor, index_M: torch.Tensor, labels_M: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Summed cross-entropy (fp32, nats) and hits (int64) of the masked slots, never with M x V logits.
+
+    index_M: int64, into the T slots. No rows give 0 and 0, and zero gradients for every weight.
+    `classify_rows` is the twin.
+    """
+    return head(hidden_TD.index_select(0, index_M), labels_M)
+
+
 def classify_rows(
-    head: nn.Module, hidden_BLD: torch.Tensor, index_N: torch.Tensor, labels_N: torch.Tensor
+    head: nn.Module, hidden_TD: torch.Tensor, index_N: torch.Tensor, labels_N: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Summed cross-entropy (fp32, nats) and hits (int64) of a head on the slots that have a label.
 
-    index_N: int64, into the B * L slots. The head sees these rows only: with 15% masked tokens this
+    index_N: int64, into the T slots. The head sees these rows only: with 15% masked tokens this
     saves 85% of the vocabulary projection. No rows give 0 and 0, and zero gradients for every
     weight.
     """
-    logits_NC = head(hidden_BLD.flatten(0, 1).index_select(0, index_N)).float()
+    logits_NC = head(hidden_TD.index_select(0, index_N)).float()
     loss_sum = F.cross_entropy(logits_NC, labels_N, reduction="sum")
     return loss_sum, (logits_NC.detach().argmax(dim=-1) == labels_N).sum()
 
 
 def classify_rows_dense(
-    head: nn.Module, hidden_BLD: torch.Tensor, index_N: torch.Tensor, labels_N: torch.Tensor
+    head: nn.Module, hidden_TD: torch.Tensor, index_N: torch.Tensor, labels_N: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Slow twin of `classify_rows`: logits of every slot, labels that say which to ignore."""
-    hidden = hidden_BLD.flatten(0, 1)
-    labels = torch.full(hidden.shape[:1], IGNORED, dtype=torch.int64, device=hidden.device)
+    labels = torch.full(hidden_TD.shape[:1], IGNORED, dtype=torch.int64, device=hidden_TD.device)
     labels[index_N] = labels_N
-    logits = head(hidden).float()
+    logits = head(hidden_TD).float()
     loss_sum = F.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORED)
     return loss_sum, ((logits.argmax(dim=-1) == labels) & (labels != IGNORED)).sum()

@@ -1,14 +1,13 @@
 """Weights in, a folder that `transformers` loads out; and such a folder in, weights out.
 
-Weights are named as in `BertForPreTraining.named_parameters()` here and as in transformers' class
-of the same name there. Only safetensors are read and written: a pickled .bin file can run code when
-it is loaded.
+Weights are named as in `ForPreTraining.named_parameters()` here and as in transformers'
+BertForPreTraining or ModernBertForMaskedLM there. Only safetensors are read and written: a pickled .bin
+file can run code when it is loaded.
 """
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
-from dataclasses import fields
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from model.bert import ModelConfig, parameter_shapes, weight_problems
+from model.config import Architecture, ModelConfig
+from model.hf_names import from_hf_names, to_hf_names
+from model.weights import not_finite, parameter_shapes, weight_problems
 
-ARCHITECTURES = ("BertForPreTraining", "BertForMaskedLM", "BertModel")
+ARCHITECTURES: dict[Architecture, tuple[str, ...]] = {  # the first is what we write
+    "bert": ("BertForPreTraining", "BertForMaskedLM", "BertModel"),
+    "modernbert": ("ModernBertForMaskedLM", "ModernBertModel"),
+}
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -26,88 +30,70 @@ TOKENIZER_FILES = (
     "sentencepiece.model",
     "vocab.txt",
 )
-HEADS = ("cls.", "bert.pooler.")
-TIED = {  # names that some files have besides, or instead of, the original
-    "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
-    "cls.predictions.decoder.bias": "cls.predictions.bias",
+NSP_FILE = "nsp_head.safetensors"  # modernbert: transformers has no class with this head
+HEADS: dict[Architecture, tuple[str, ...]] = {
+    "bert": ("cls.", "bert.pooler."),
+    "modernbert": ("head.", "decoder.", "nsp_head."),
 }
-SHAPE_FIELDS = tuple(  # of config.json; the rest is how we compute, not what
-    field.name
-    for field in fields(ModelConfig)
-    if field.name not in ("attention", "activation_checkpointing")
-)
-COMPUTED = {  # the BERT of the paper; transformers' class has more variants
-    "model_type": "bert",
-    "hidden_act": "gelu",
-    "position_embedding_type": "absolute",
-    "tie_word_embeddings": True,
-    "is_decoder": False,
-    "add_cross_attention": False,
+TIED: dict[
+    Architecture, dict[str, str]
+] = {  # names that some files have besides the original, or instead
+    "bert": {
+        "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
+        "cls.predictions.decoder.bias": "cls.predictions.bias",
+    },
+    "modernbert": {"decoder.weight": "model.embeddings.tok_embeddings.weight"},
 }
-
-# Our module, and its Hugging Face name. {} is the layer.
-MODULES = {
-    "embeddings.word_embeddings": "bert.embeddings.word_embeddings",
-    "embeddings.position_embeddings": "bert.embeddings.position_embeddings",
-    "embeddings.token_type_embeddings": "bert.embeddings.token_type_embeddings",
-    "embeddings.layer_norm": "bert.embeddings.LayerNorm",
-    "mlm_head.transform": "cls.predictions.transform.dense",
-    "mlm_head.layer_norm": "cls.predictions.transform.LayerNorm",
-    "mlm_head.decoder": "cls.predictions",
-    "nsp_head.pooler": "bert.pooler.dense",
-    "nsp_head.classifier": "cls.seq_relationship",
+SHAPE_FIELDS: dict[Architecture, dict[str, str]] = {  # ours, and of config.json
+    "bert": {
+        name: name
+        for name in (
+            "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
+            "max_position_embeddings", "type_vocab_size", "hidden_dropout_prob",
+            "attention_probs_dropout_prob", "layer_norm_eps", "initializer_range",
+        )
+    },
+    "modernbert": {
+        "hidden_size": "hidden_size",
+        "num_hidden_layers": "num_hidden_layers",
+        "num_attention_heads": "num_attention_heads",
+        "intermediate_size": "intermediate_size",
+        "max_position_embeddings": "max_position_embeddings",
+        "hidden_dropout_prob": "mlp_dropout",
+        "attention_probs_dropout_prob": "attention_dropout",
+        "layer_norm_eps": "norm_eps",
+        "initializer_range": "initializer_range",
+        "local_attention": "local_attention",
+    },
+}  # fmt: skip
+MODERN_DEFAULTS = {  # of transformers' class, where config.json is silent
+    "num_hidden_layers": 22, "intermediate_size": 1152, "max_position_embeddings": 8192,
+    "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "layer_norm_eps": 1e-5,
+}  # fmt: skip
+COMPUTED: dict[
+    Architecture, dict[str, Any]
+] = {  # what is computed here; transformers has more variants
+    "bert": {
+        "model_type": "bert",
+        "hidden_act": "gelu",
+        "position_embedding_type": "absolute",
+        "tie_word_embeddings": True,
+        "is_decoder": False,
+        "add_cross_attention": False,
+    },
+    "modernbert": {
+        "model_type": "modernbert",
+        "hidden_activation": "gelu",
+        "classifier_activation": "gelu",
+        "norm_bias": False,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "classifier_bias": False,
+        "decoder_bias": True,
+        "tie_word_embeddings": True,
+    },
 }
-LAYER_MODULES = {
-    "layers.{}.attention_output": "bert.encoder.layer.{}.attention.output.dense",
-    "layers.{}.attention_norm": "bert.encoder.layer.{}.attention.output.LayerNorm",
-    "layers.{}.intermediate": "bert.encoder.layer.{}.intermediate.dense",
-    "layers.{}.output": "bert.encoder.layer.{}.output.dense",
-    "layers.{}.output_norm": "bert.encoder.layer.{}.output.LayerNorm",
-}
-QKV = "layers.{}.qkv"  # one projection of ours, query over key over value, is three of theirs
-QKV_PARTS = tuple(
-    f"bert.encoder.layer.{{}}.attention.self.{part}" for part in ("query", "key", "value")
-)
-
-
-def to_hf_names(
-    weights: Mapping[str, torch.Tensor], config: ModelConfig
-) -> dict[str, torch.Tensor]:
-    """Our names to Hugging Face's, without copying; the fused projections become views of three."""
-    renamed = {}
-    for ours, theirs in _name_pairs(config):
-        if ours in weights:
-            parts = weights[ours].chunk(len(theirs)) if len(theirs) > 1 else (weights[ours],)
-            renamed.update(zip(theirs, parts, strict=True))
-    return renamed
-
-
-def from_hf_names(
-    weights: Mapping[str, torch.Tensor], config: ModelConfig
-) -> dict[str, torch.Tensor]:
-    """Hugging Face's names to ours; incomplete and unknown weights are left out."""
-    renamed = {}
-    for ours, theirs in _name_pairs(config):
-        if all(name in weights for name in theirs):
-            parts = [weights[name] for name in theirs]
-            renamed[ours] = torch.cat(parts) if len(parts) > 1 else parts[0]
-    return renamed
-
-
-def _name_pairs(config: ModelConfig) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Each weight's name here, and its name, or its parts' names, there."""
-    modules: dict[str, tuple[str, ...]] = {ours: (theirs,) for ours, theirs in MODULES.items()}
-    for layer in range(config.num_hidden_layers):
-        modules[QKV.format(layer)] = tuple(part.format(layer) for part in QKV_PARTS)
-        for ours, theirs in LAYER_MODULES.items():
-            modules[ours.format(layer)] = (theirs.format(layer),)
-    for ours, theirs in modules.items():
-        if ours == "mlm_head.decoder":  # its weight is the word embeddings
-            yield f"{ours}.bias", ("cls.predictions.bias",)
-            continue
-        yield f"{ours}.weight", tuple(f"{name}.weight" for name in theirs)
-        if not ours.endswith("_embeddings"):
-            yield f"{ours}.bias", tuple(f"{name}.bias" for name in theirs)
+SPECIAL = {"pad_token_id": "[PAD]", "cls_token_id": "[CLS]", "sep_token_id": "[SEP]"}
 
 
 def export_hf(
@@ -126,23 +112,22 @@ def export_hf(
     missing, unknown, wrongly shaped, NaN or infinite, or where there is no tokenizer.json.
     """
     problems = weight_problems(weights, parameter_shapes(config, vocab_size))
-    problems += [
-        f"{name} has {int((~torch.isfinite(value)).sum())} NaN or infinite values"
-        for name, value in weights.items()
-        if not torch.isfinite(value).all()
-    ]
+    problems += not_finite(weights.items())
     if tokenizer_folder and not (tokenizer_folder / "tokenizer.json").is_file():
         problems.append(f"{tokenizer_folder} has no tokenizer.json")
     if problems:
         raise ValueError(f"cannot export to {folder}: " + "; ".join(problems))
-    pad_token_id = _pad_token_id(tokenizer_folder) if tokenizer_folder else 0
+    special_ids = _special_ids(tokenizer_folder) if tokenizer_folder else {"[PAD]": 0}
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {
         name: value.detach().to("cpu", torch.float32).contiguous()
         for name, value in to_hf_names(weights, config).items()
     }
+    apart = {name: tensors.pop(name) for name in list(tensors) if name.startswith("nsp_head.")}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    _write_json(folder / "config.json", hf_config(config, vocab_size, pad_token_id))
+    if apart:
+        save_file(apart, folder / NSP_FILE, metadata={"format": "pt"})
+    _write_json(folder / "config.json", hf_config(config, vocab_size, special_ids))
     (folder / "README.md").write_text(
         model_card or _default_card(config, vocab_size), encoding="utf-8"
     )
@@ -152,38 +137,67 @@ def export_hf(
                 shutil.copyfile(tokenizer_folder / name, folder / name)
 
 
-def hf_config(config: ModelConfig, vocab_size: int, pad_token_id: int) -> dict[str, Any]:
-    """The content of config.json."""
-    return {
-        "architectures": ["BertForPreTraining"],
+def hf_config(
+    config: ModelConfig, vocab_size: int, special_ids: Mapping[str, int]
+) -> dict[str, Any]:
+    """The content of config.json. special_ids: of "[PAD]", and of "[CLS]" and "[SEP]" where known."""
+    architecture = config.architecture
+    content = {
+        "architectures": [ARCHITECTURES[architecture][0]],
         "dtype": "float32",
-        "pad_token_id": pad_token_id,
+        "pad_token_id": special_ids["[PAD]"],
         "vocab_size": vocab_size,
-        **COMPUTED,
-        **{name: getattr(config, name) for name in SHAPE_FIELDS},
+        **COMPUTED[architecture],
+        **{theirs: getattr(config, ours) for ours, theirs in SHAPE_FIELDS[architecture].items()},
     }
+    if architecture == "modernbert":
+        layers = range(config.num_hidden_layers)
+        content |= {name: special_ids.get(token) for name, token in SPECIAL.items()}
+        content |= {
+            "bos_token_id": special_ids.get("[CLS]"),
+            "eos_token_id": special_ids.get("[SEP]"),
+            "embedding_dropout": config.hidden_dropout_prob,
+            "layer_types": [_layer_type(config, layer) for layer in layers],
+            "rope_parameters": {
+                "full_attention": {
+                    "rope_type": "default",
+                    "rope_theta": config.global_rope_theta,
+                },
+                "sliding_attention": {
+                    "rope_type": "default",
+                    "rope_theta": config.local_rope_theta,
+                },
+            },
+        }
+    return content
+
+
+def _layer_type(config: ModelConfig, layer: int) -> str:
+    return "full_attention" if config.window_of_layer(layer) is None else "sliding_attention"
 
 
 def import_hf(
     folder: Path, *, allow_missing_heads: bool = False
 ) -> tuple[dict[str, torch.Tensor], ModelConfig, int]:
-    """fp32 weights, shape, vocabulary size of a BertForPreTraining, BertForMaskedLM or BertModel.
+    """fp32 weights, shape, vocabulary size of one of `ARCHITECTURES`.
 
     allow_missing_heads: accept that weights of the heads (masked language model, pooler, next
     sentence) are absent; `missing_weights` tells which. ValueError, naming every key concerned,
-    where the folder is incomplete, is of another architecture or a variant of BERT that we do not
-    compute, or holds other tensors than it should.
+    where the folder is incomplete, is of another architecture or a variant that we do not
+    compute, or holds other tensors than it should, or NaN.
     """
     config, vocab_size = _read_config(folder)
-    tensors = _normalise(_read_tensors(folder))
-    problems = _take_out_tied(tensors)
+    tensors = _normalise(_read_tensors(folder), config.architecture)
+    problems = _take_out_tied(tensors, config.architecture)
     ours = parameter_shapes(config, vocab_size)
     with torch.device("meta"):
         theirs = to_hf_names({name: torch.empty(shape) for name, shape in ours.items()}, config)
-    may_miss = [name for name in theirs if allow_missing_heads and name.startswith(HEADS)]
+    heads = HEADS[config.architecture]
+    may_miss = [name for name in theirs if allow_missing_heads and name.startswith(heads)]
     problems += weight_problems(
         tensors, {name: value.shape for name, value in theirs.items()}, may_miss=may_miss
     )
+    problems += not_finite(tensors.items())
     if problems:
         raise ValueError(f"cannot import {folder}: " + "; ".join(problems))
     found = from_hf_names(tensors, config)
@@ -198,8 +212,16 @@ def missing_weights(
     return [name for name in parameter_shapes(config, vocab_size) if name not in weights]
 
 
-def _normalise(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Today's names of BertForPreTraining for those of a bare BertModel and of old files."""
+def _normalise(
+    tensors: Mapping[str, torch.Tensor], architecture: Architecture
+) -> dict[str, torch.Tensor]:
+    """Today's names of the class with a head for those of a bare encoder and of old files."""
+    if architecture == "modernbert":
+        bare = ("embeddings.", "layers.", "final_norm.")
+        return {
+            f"model.{name}" if name.startswith(bare) else name: value
+            for name, value in tensors.items()
+        }
     renamed = {}
     for name, value in tensors.items():
         if name.endswith("embeddings.position_ids"):  # 0, 1, 2, ...: no weight
@@ -212,10 +234,10 @@ def _normalise(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return renamed
 
 
-def _take_out_tied(tensors: dict[str, torch.Tensor]) -> list[str]:
+def _take_out_tied(tensors: dict[str, torch.Tensor], architecture: Architecture) -> list[str]:
     """Leave the original of tied weights only, in place; returns what contradicts."""
     problems = []
-    for name, original in TIED.items():
+    for name, original in TIED[architecture].items():
         value = tensors.pop(name, None)
         if value is not None and not torch.equal(tensors.setdefault(original, value), value):
             problems.append(f"{name} differs from {original}: they must be tied")
@@ -238,6 +260,8 @@ def _read_tensors(folder: Path) -> dict[str, torch.Tensor]:
     absent = [name for name in files if not (folder / name).is_file()]
     if absent:
         raise ValueError(f"{folder} lacks {', '.join(absent)}, named in {index.name}")
+    if (folder / NSP_FILE).is_file():
+        files.append(NSP_FILE)
     tensors = {}
     for name in files:
         try:
@@ -252,28 +276,66 @@ def _read_config(folder: Path) -> tuple[ModelConfig, int]:
     if not path.is_file():
         raise ValueError(f"{folder} has no config.json")
     raw = json.loads(path.read_text(encoding="utf-8"))
+    architecture = raw.get("model_type")
+    if architecture not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
+        raise ValueError(
+            f"cannot import {path}: model_type is {architecture!r}, not one of {known}"
+        )
     problems = [
         f"{key} is {raw[key]!r}, only {computed!r} is computed here"
-        for key, computed in COMPUTED.items()
+        for key, computed in COMPUTED[architecture].items()
         if raw.get(key, computed) != computed
     ]
-    problems += [f"{key} is missing" for key in ("model_type", "vocab_size") if key not in raw]
-    architectures = raw.get("architectures") or []
-    if architectures and not set(architectures) & set(ARCHITECTURES):
-        problems.append(f"architectures is {architectures}, not one of {', '.join(ARCHITECTURES)}")
+    if "vocab_size" not in raw:
+        problems.append("vocab_size is missing")
+    classes, known = raw.get("architectures") or [], ARCHITECTURES[architecture]
+    if classes and not set(classes) & set(known):
+        problems.append(f"architectures is {classes}, not one of {', '.join(known)}")
+    # What is absent has BERT-base's value: transformers' defaults are ours.
+    shape = {
+        ours: raw[theirs] for ours, theirs in SHAPE_FIELDS[architecture].items() if theirs in raw
+    }
+    if architecture == "modernbert":
+        shape = {**MODERN_DEFAULTS, **shape, **_modern_attention(raw, problems)}
     if problems:
         raise ValueError(f"cannot import {path}: " + "; ".join(problems))
-    # What is absent has BERT-base's value: transformers' defaults are ours.
-    shape = {name: raw[name] for name in SHAPE_FIELDS if name in raw}
-    return ModelConfig(**shape), raw["vocab_size"]
+    return ModelConfig(architecture=architecture, **shape), raw["vocab_size"]
 
 
-def _pad_token_id(tokenizer_folder: Path) -> int:
+def _modern_attention(raw: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
+    """Which layers attend globally, and the rotations; what cannot be computed goes to `problems`."""
+    types = raw.get("layer_types")
+    every = raw.get("global_attn_every_n_layers", 3)
+    if types:
+        every = next((n for n in range(1, len(types)) if types[n] == "full_attention"), len(types))
+        expected = [
+            "sliding_attention" if n % every else "full_attention" for n in range(len(types))
+        ]
+        if types != expected:
+            problems.append(f"layer_types is {types}: global attention must come every n-th layer")
+    rope = raw.get("rope_parameters") or {}
+    thetas = {}
+    for ours, theirs, default in (
+        ("global_rope_theta", "full_attention", 160_000.0),
+        ("local_rope_theta", "sliding_attention", 10_000.0),
+    ):
+        parameters = rope.get(theirs) or {}
+        if parameters.get("rope_type", "default") != "default":
+            problems.append(
+                f"rope_type of {theirs} is {parameters['rope_type']!r}, only 'default' is computed"
+            )
+        thetas[ours] = float(parameters.get("rope_theta", raw.get(ours, default)))
+    return {"global_attention_every": every, **thetas}
+
+
+def _special_ids(tokenizer_folder: Path) -> dict[str, int]:
     path = tokenizer_folder / "tokenizer.json"
-    for token in json.loads(path.read_text(encoding="utf-8"))["added_tokens"]:
-        if token["content"] == "[PAD]":
-            return token["id"]
-    raise ValueError(f"{path} has no [PAD] token")
+    tokens = json.loads(path.read_text(encoding="utf-8"))["added_tokens"]
+    ids = {token["content"]: token["id"] for token in tokens}
+    if "[PAD]" not in ids:
+        raise ValueError(f"{path} has no [PAD] token")
+    return ids
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
@@ -281,20 +343,26 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def _default_card(config: ModelConfig, vocab_size: int) -> str:
+    auto = "BertForPreTraining" if config.architecture == "bert" else "ModernBertForMaskedLM"
+    source = (
+        "BERT (Devlin et al. 2019)"
+        if config.architecture == "bert"
+        else "ModernBERT (Warner et al. 2024)"
+    )
     return f"""---
 library_name: transformers
 pipeline_tag: fill-mask
 ---
 
-BERT (Devlin et al. 2019), pretrained with masked language modelling and next sentence prediction:
+{source}, pretrained with masked language modelling and next sentence prediction:
 {config.num_hidden_layers} layers, hidden size {config.hidden_size}, \
 {config.num_attention_heads} heads, {vocab_size} tokens, \
 sequences up to {config.max_position_embeddings} tokens, fp32 weights.
 
 ```python
-from transformers import AutoTokenizer, BertForPreTraining
+from transformers import AutoTokenizer, {auto}
 
 tokenizer = AutoTokenizer.from_pretrained(".")
-model = BertForPreTraining.from_pretrained(".")
+model = {auto}.from_pretrained(".")
 ```
 """

@@ -8,36 +8,62 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from safetensors.torch import load_file, save_file
 
-Architecture = Literal["BertForPreTraining", "BertForMaskedLM", "BertModel"]
-LEFT_OUT: dict[Architecture, tuple[str, ...]] = {
-    "BertForPreTraining": (),
-    "BertForMaskedLM": ("bert.pooler.", "cls.seq_relationship."),
-    "BertModel": ("cls.",),
+from model.hf import NSP_FILE
+
+Kind = Literal["pretraining", "masked-lm", "encoder"]
+
+
+class HfClass(NamedTuple):
+    name: str
+    left_out: tuple[str, ...]  # what the names of weights that it has no use for begin with
+    prefix: str  # that it does not have
+
+
+CLASSES: dict[str, dict[Kind, HfClass]] = {  # by model_type
+    "bert": {
+        "pretraining": HfClass("BertForPreTraining", (), ""),
+        "masked-lm": HfClass("BertForMaskedLM", ("bert.pooler.", "cls.seq_relationship."), ""),
+        "encoder": HfClass("BertModel", ("cls.",), "bert."),
+    },
+    "modernbert": {
+        "masked-lm": HfClass("ModernBertForMaskedLM", (), ""),
+        "encoder": HfClass("ModernBertModel", ("head.", "decoder."), "model."),
+    },
 }
 
 
-def export_class(source: Path, target: Path, architecture: Architecture) -> None:
-    """Write the part of `source`, a folder of `model.hf.export_hf`, that `architecture` has.
+def export_class(source: Path, target: Path, kind: Kind | None = None) -> str:
+    """Write the part of `source`, a folder of `model.hf.export_hf`, that a class has; returns its name.
 
-    target: must not exist, or be empty; it appears when it is complete. ValueError otherwise.
+    kind: None is the class with the most heads.
+    target: must not exist, or be empty; it appears when it is complete. ValueError otherwise, or where
+    the architecture has no such class.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"{target} is not empty: give a new folder")
-    weights = {
-        name.removeprefix("bert.") if architecture == "BertModel" else name: value
-        for name, value in load_file(source / "model.safetensors").items()
-        if not name.startswith(LEFT_OUT[architecture])
-    }
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    config["architectures"] = [architecture]
+    classes = CLASSES[config["model_type"]]
+    kind = kind or next(iter(classes))
+    if kind not in classes:
+        raise ValueError(
+            f"{config['model_type']} has no {kind} class: take one of {', '.join(classes)}"
+        )
+    hf_class = classes[kind]
+    weights = {
+        name.removeprefix(hf_class.prefix): value
+        for name, value in load_file(source / "model.safetensors").items()
+        if not name.startswith(hf_class.left_out)
+    }
+    config["architectures"] = [hf_class.name]
     target.parent.mkdir(parents=True, exist_ok=True)
     staged = target.with_name(f".{target.name}.tmp-{os.getpid()}")
-    shutil.copytree(source, staged, ignore=shutil.ignore_patterns("model.safetensors"))
+    shutil.copytree(source, staged, ignore=shutil.ignore_patterns("model.safetensors", NSP_FILE))
     save_file(weights, staged / "model.safetensors", metadata={"format": "pt"})
     text = json.dumps(config, indent=2) + "\n"
     (staged / "config.json").write_text(text, encoding="utf-8")
     os.replace(staged, target)
+    return hf_class.name

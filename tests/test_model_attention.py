@@ -1,70 +1,98 @@
-"""Attention of packed rows: each sequence as if alone, both backends alike, padding harmless."""
+"""Attention of packed rows: each sequence as if alone, all backends alike, padding harmless."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from model.attention import Backend, attend, sequence_mask
+from model.attention import (
+    Window,
+    attend,
+    attend_blocks,
+    attend_eager,
+    choose_backend,
+    find_starts,
+    lay_out,
+    sequence_mask,
+)
+from model.config import Backend
 from model.dropout import drop_out
 
-Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-BACKENDS: tuple[Backend, ...] = ("sdpa", "eager")
+pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+Tensors = tuple[torch.Tensor, ...]
+BACKENDS: tuple[Backend, ...] = ("grouped", "sdpa", "eager", "flex")
+SEQUENCE_IDS = torch.tensor(
+    [[0] * 5 + [1] * 9 + [2] * 3 + [-1] * 3, [0] * 20, [0] * 1 + [-1] * 19, [-1] * 20],
+    dtype=torch.int32,
+)
 
 
 def random_qkv(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensors:
+    """Queries, keys and values for all slots of the rows, [B * L, H, K]."""
     generator = torch.Generator().manual_seed(1)
-    query, key, value = (
-        torch.randn(shape, generator=generator).to(dtype).requires_grad_() for _ in range(3)
-    )
-    return query, key, value
+    return tuple(torch.randn(shape, generator=generator).to(dtype).requires_grad_() for _ in "qkv")
 
 
 def run(
-    backend: Backend, qkv: Tensors, sequence_ids: torch.Tensor
+    backend: Backend, qkv: Tensors, sequence_ids: torch.Tensor, window: Window = None
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Output, and gradients of a weighted sum of it."""
-    mask = sequence_mask(sequence_ids, qkv[0].dtype)
-    output = attend(*qkv, mask, dropout=0.0, backend=backend)
+    """Output at every filled slot of the rows (0 elsewhere), and gradients of a weighted sum of it."""
+    if backend == "flex":
+        qkv = tuple(tensor.detach() for tensor in qkv)
+    layout = lay_out(sequence_ids, None, backend=backend, windows=[window], dtype=qkv[0].dtype)
+    flat = qkv if layout.slot_T is None else tuple(tensor[layout.slot_T] for tensor in qkv)
+    output = attend(flat[0], flat[1], flat[2], layout.segments, window=window, dropout=0.0)
+    output = output if layout.place is None else output[layout.place]
+    output = output * (sequence_ids.flatten() >= 0)[:, None]
+    if backend == "flex":  # on CPUs it has no backward pass
+        return output, []
     weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(2))
     gradients = torch.autograd.grad((output * weights).sum(), qkv)
     return output.detach(), list(gradients)
 
 
-SEQUENCE_IDS = torch.tensor(
-    [[0] * 5 + [1] * 9 + [2] * 3 + [-1] * 3, [0] * 20, [0] * 1 + [-1] * 19], dtype=torch.int32
-)
+def alone(qkv: Tensors, slots: torch.Tensor, window: Window) -> torch.Tensor:
+    """The equation for one sequence, [n, H * K]."""
+    query, key, value = (tensor[slots].transpose(0, 1) for tensor in qkv)
+    scores = query @ key.transpose(1, 2) / query.shape[-1] ** 0.5
+    if window is not None:
+        index = torch.arange(len(slots))
+        scores = scores.masked_fill((index[:, None] - index).abs() > window, float("-inf"))
+    return (scores.softmax(-1) @ value).transpose(0, 1).flatten(1)
 
 
+@pytest.mark.parametrize("window", [None, 1, 4])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_packed_equals_each_sequence_alone(backend: Backend) -> None:
-    qkv = random_qkv((3, 2, 20, 8))
-    output, gradients = run(backend, qkv, SEQUENCE_IDS)
-    for row in range(3):
+def test_packed_equals_each_sequence_alone(backend: Backend, window: Window) -> None:
+    qkv = random_qkv((80, 2, 8))
+    output, gradients = run(backend, qkv, SEQUENCE_IDS, window)
+    weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(2))
+    expected = torch.zeros(())
+    for row in range(4):
         for sequence in SEQUENCE_IDS[row].unique().tolist():
-            slots = (SEQUENCE_IDS[row] == sequence).nonzero().flatten()
-            query, key, value = (tensor[row, :, slots] for tensor in qkv)
-            scores = query @ key.transpose(1, 2) / 8**0.5
-            alone = scores.softmax(-1) @ value
-            torch.testing.assert_close(output[row, :, slots], alone, rtol=0, atol=2e-6)
-    # No gradient crosses: that of the first sequence does not know the others' weights.
-    query, key, value = (tensor.detach()[:1, :, :5].clone().requires_grad_() for tensor in qkv)
-    cut = query, key, value
-    mask = sequence_mask(SEQUENCE_IDS[:1, :5], torch.float32)
-    weights = torch.randn(3, 2, 20, 8, generator=torch.Generator().manual_seed(2))[:1, :, :5]
-    alone = torch.autograd.grad(
-        (attend(*cut, mask, dropout=0.0, backend=backend) * weights).sum(), cut
-    )
-    for packed, expected in zip(gradients, alone, strict=True):
-        torch.testing.assert_close(packed[:1, :, :5], expected, rtol=0, atol=2e-6)
+            slots = (SEQUENCE_IDS[row] == sequence).nonzero().flatten() + 20 * row
+            if sequence >= 0:
+                value = alone(qkv, slots, window)
+                torch.testing.assert_close(output[slots], value, rtol=0, atol=2e-6)
+                expected = expected + (value * weights[slots]).sum()
+    # No gradient crosses from one sequence to another.
+    separate_gradients = torch.autograd.grad(expected, qkv) if gradients else ()
+    for packed, separate in zip(gradients, separate_gradients, strict=True):
+        torch.testing.assert_close(packed, separate, rtol=0, atol=2e-6)
 
 
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("backend", ["grouped", "sdpa", "flex"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.bfloat16, 2e-2)])
-def test_backends_agree(dtype: torch.dtype, tolerance: float) -> None:
-    qkv = random_qkv((3, 2, 20, 8), dtype)
-    output, gradients = run("sdpa", qkv, SEQUENCE_IDS)
-    expected_output, expected_gradients = run("eager", qkv, SEQUENCE_IDS)
+def test_backends_agree_with_eager(
+    backend: Backend, dtype: torch.dtype, tolerance: float, window: Window
+) -> None:
+    qkv = random_qkv((80, 2, 8), dtype)
+    output, gradients = run(backend, qkv, SEQUENCE_IDS, window)
+    expected_output, expected_gradients = run("eager", qkv, SEQUENCE_IDS, window)
     for value, expected in zip(
-        [output, *gradients], [expected_output, *expected_gradients], strict=True
+        [output, *gradients],
+        [expected_output, *expected_gradients[: len(gradients)]],
+        strict=True,
     ):
         assert torch.isfinite(value).all()
         scale = expected.abs().max()
@@ -75,23 +103,83 @@ def test_backends_agree(dtype: torch.dtype, tolerance: float) -> None:
 def test_long_rows_whose_first_blocks_are_all_masked(backend: Backend) -> None:
     """Fused kernels go through the keys in blocks of hundreds; a whole block may be forbidden."""
     sequence_ids = torch.tensor([[0] * 1030 + [1] * 6 + [-1] * 4], dtype=torch.int32)
-    qkv = random_qkv((1, 2, 1040, 8))
+    qkv = random_qkv((1040, 2, 8))
     output, gradients = run(backend, qkv, sequence_ids)
-    query, key, value = (tensor[:, :, 1030:1036] for tensor in qkv)
-    alone = (query @ key.transpose(2, 3) / 8**0.5).softmax(-1) @ value
-    torch.testing.assert_close(output[:, :, 1030:1036], alone, rtol=0, atol=2e-6)
+    slots = torch.arange(1030, 1036)
+    torch.testing.assert_close(output[slots], alone(qkv, slots, None), rtol=0, atol=2e-6)
     assert all(torch.isfinite(gradient).all() for gradient in gradients)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("lengths", [[16], [17, 17], [40, 33, 38], [16, 1]])
+@pytest.mark.parametrize("window", [1, 2, 4])
+def test_blocks_equal_the_band(lengths: list[int], window: int) -> None:
+    """Local attention block by block, and with a mask of all slots; keys that are none included."""
+    longest = max(lengths)
+    is_key = torch.arange(longest) < torch.tensor(lengths)[:, None]
+    padding = torch.zeros(is_key.shape).masked_fill_(~is_key, float("-inf"))[:, None, None, :]
+    qkv = random_qkv((len(lengths), 2, longest, 8))
+    given = padding if not is_key.all() else None
+    output = attend_blocks(qkv[0], qkv[1], qkv[2], given, window=window, dropout=0.0)
+    band = sequence_mask(torch.zeros(1, longest), torch.float32, window)
+    expected = attend_eager(
+        qkv[0], qkv[1], qkv[2], torch.maximum(band + padding, -1e30 * torch.ones(1)), 0.0
+    )
+    filled = is_key[:, None, :, None]
+    assert torch.isfinite(output).all()
+    torch.testing.assert_close(output * filled, expected * filled, rtol=0, atol=2e-6)
+    gradients = torch.autograd.grad((output * filled).square().sum(), qkv)
+    wanted = torch.autograd.grad((expected * filled).square().sum(), qkv)
+    for gradient, want in zip(gradients, wanted, strict=True):
+        torch.testing.assert_close(gradient, want, rtol=0, atol=5e-6)
+
+
+def test_starts_are_found_and_may_be_given_with_the_end_repeated() -> None:
+    starts = find_starts(SEQUENCE_IDS)
+    assert starts.tolist() == [0, 5, 14, 17, 20, 40, 41, 60, 80]
+    given = torch.cat([starts, starts[-1:].expand(7)])
+    layouts = [
+        lay_out(SEQUENCE_IDS, each, backend="grouped", windows=[None], dtype=torch.float32)
+        for each in (None, given)
+    ]
+    assert layouts[0].slot_T is not None and layouts[1].slot_T is not None
+    assert torch.equal(layouts[0].slot_T, layouts[1].slot_T)
+
+
+def test_grouped_slots_show_every_token_once_with_little_padding() -> None:
+    lengths = torch.randint(3, 128, (200,), generator=torch.Generator().manual_seed(3))
+    sequence_ids = torch.full((200, 128), -1)
+    sequence_ids[torch.arange(128) < lengths[:, None]] = 0
+    layout = lay_out(sequence_ids, None, backend="grouped", windows=[None], dtype=torch.float32)
+    assert layout.slot_T is not None and layout.place is not None
+    filled = (sequence_ids.flatten() >= 0).nonzero().flatten()
+    assert torch.equal(layout.slot_T[layout.place[filled]], filled)
+    assert len(layout.slot_T) < 1.08 * len(filled)
+
+
+@pytest.mark.parametrize("backend", ["grouped", "sdpa", "eager"])
 def test_dropout_keeps_the_expectation(backend: Backend) -> None:
     """The values are all one: every output is the sum of the probabilities that were kept."""
-    query, key, _ = random_qkv((64, 4, 16, 8))
-    mask = sequence_mask(torch.zeros(64, 16, dtype=torch.int32), torch.float32)
+    query, key, _ = random_qkv((1024, 4, 8))
+    sequence_ids = torch.zeros(64, 16, dtype=torch.int32)
+    layout = lay_out(sequence_ids, None, backend=backend, windows=[None], dtype=torch.float32)
     torch.manual_seed(3)
-    output = attend(query, key, torch.ones_like(key), mask, dropout=0.25, backend=backend)
+    output = attend(query, key, torch.ones_like(key), layout.segments, window=None, dropout=0.25)
     assert output.mean().item() == pytest.approx(1.0, abs=0.02)
     assert output.std().item() > 0.05
+
+
+def test_backend_is_chosen_by_device_and_dropout_and_never_replaced() -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda", 0)
+    assert choose_backend("auto", cpu, 0.1) == "grouped"
+    assert choose_backend("auto", gpu, 0.0) == "varlen"
+    assert choose_backend("auto", gpu, 0.1) in ("flash", "sdpa")
+    assert choose_backend("eager", gpu, 0.1) == "eager"
+    with pytest.raises(ValueError, match="'varlen' needs a GPU, this is cpu: use 'grouped'"):
+        choose_backend("varlen", cpu, 0.0)
+    with pytest.raises(ValueError, match="'flex' needs a GPU"):
+        choose_backend("flex", cpu, 0.0)
+    with pytest.raises(ValueError, match=r"'flex' cannot drop out.* is 0.1"):
+        choose_backend("flex", gpu, 0.1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

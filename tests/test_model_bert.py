@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from model.attention import Backend
-from model.bert import BertForPreTraining, ModelConfig, initialize, load_weights, parameter_shapes
+from model.config import Backend, ModelConfig
 from model.heads import Losses
+from model.pretraining import ForPreTraining
+from model.weights import build, fresh_weights, load_weights, parameter_shapes
 
 VOCAB = 60
 CONFIG = ModelConfig(
@@ -56,7 +57,7 @@ def without_labels(batch: Batch) -> Batch:
     return batch | {name: batch[name][:0] for name in labels}
 
 
-def gradients_of(model: BertForPreTraining, losses: Losses) -> dict[str, torch.Tensor]:
+def gradients_of(model: ForPreTraining, losses: Losses) -> dict[str, torch.Tensor]:
     names, parameters = zip(*model.named_parameters(), strict=True)
     total = losses.mlm_loss_sum + losses.nsp_loss_sum
     return dict(zip(names, torch.autograd.grad(total, parameters), strict=True))
@@ -70,13 +71,13 @@ def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor])
 BATCH = packed_batch([[9, 7, 4], [24], [5, 13], [3]], row_length=24)
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["grouped", "sdpa", "eager"])
 def test_packed_rows_equal_one_sequence_per_row(attention: Backend) -> None:
     """The same tokens, packed or each in a row of its own: same losses, hits and gradients."""
     lengths = [[9, 7, 4], [24], [5, 13], [3]]
     alone = packed_batch([[length] for row in lengths for length in row], row_length=24)
     alone |= {name: BATCH[name] for name in ("masked_labels", "nsp_labels")}
-    model = BertForPreTraining(replace(WITHOUT_DROPOUT, attention=attention), VOCAB)
+    model = build(replace(WITHOUT_DROPOUT, attention=attention), VOCAB)
     packed_losses, alone_losses = model(**BATCH), model(**alone)
     for name, value in packed_losses._asdict().items():
         torch.testing.assert_close(value, getattr(alone_losses, name), rtol=1e-6, atol=0)
@@ -84,7 +85,7 @@ def test_packed_rows_equal_one_sequence_per_row(attention: Backend) -> None:
 
 
 def test_counts_and_types_of_losses() -> None:
-    losses = BertForPreTraining(CONFIG, VOCAB)(**BATCH)
+    losses = build(CONFIG, VOCAB)(**BATCH)
     assert losses.num_masked == len(BATCH["masked_index"])
     assert losses.num_pairs == 7
     assert {value.dtype for value in losses} == {torch.float32, torch.int64}
@@ -94,38 +95,39 @@ def test_counts_and_types_of_losses() -> None:
     assert mean.item() == pytest.approx(torch.tensor(VOCAB).log().item(), abs=0.2)
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["grouped", "sdpa", "eager"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_checkpointing_changes_nothing_with_dropout_on(
     attention: Backend, dtype: torch.dtype
 ) -> None:
     outcomes = []
-    for mode in ("none", "full"):
+    for mode in ("none", "full", "selective"):
         config = replace(CONFIG, attention=attention, activation_checkpointing=mode)
-        model = BertForPreTraining(config, VOCAB).to(dtype)
+        model = build(config, VOCAB).to(dtype)
         torch.manual_seed(8)
         losses = model(**BATCH)
         outcomes.append((losses, gradients_of(model, losses)))
-    (plain, plain_gradients), (recomputed, recomputed_gradients) = outcomes
-    assert plain == recomputed
-    for name, gradient in plain_gradients.items():
-        assert torch.equal(gradient, recomputed_gradients[name]), name
+    plain, plain_gradients = outcomes[0]
+    for recomputed, recomputed_gradients in outcomes[1:]:
+        assert plain == recomputed
+        for name, gradient in plain_gradients.items():
+            assert torch.equal(gradient, recomputed_gradients[name]), name
 
 
 def test_dropout_is_on_in_training_only() -> None:
-    model = BertForPreTraining(CONFIG, VOCAB)
+    model = build(CONFIG, VOCAB)
     assert model(**BATCH).mlm_loss_sum != model(**BATCH).mlm_loss_sum
     model.eval()
     assert model(**BATCH).mlm_loss_sum == model(**BATCH).mlm_loss_sum
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["grouped", "sdpa", "eager"])
 def test_bf16_is_near_fp32(attention: Backend) -> None:
     """Loss within 0.5 %, the whole gradient within 3 % of its norm."""
     config = replace(WITHOUT_DROPOUT, attention=attention)
-    exact_model = BertForPreTraining(config, VOCAB)
+    exact_model = build(config, VOCAB)
     exact = exact_model(**BATCH)
-    rounded_model = BertForPreTraining(config, VOCAB).bfloat16()
+    rounded_model = build(config, VOCAB).bfloat16()
     rounded = rounded_model(**BATCH)
     assert rounded.mlm_loss_sum.item() == pytest.approx(exact.mlm_loss_sum.item(), rel=5e-3)
     assert rounded.nsp_loss_sum.item() == pytest.approx(exact.nsp_loss_sum.item(), rel=5e-3)
@@ -135,10 +137,10 @@ def test_bf16_is_near_fp32(attention: Backend) -> None:
     assert error.norm() < 0.03 * flat.norm()
 
 
-@pytest.mark.parametrize("checkpointing", ["none", "full"])
+@pytest.mark.parametrize("checkpointing", ["none", "full", "selective"])
 def test_batch_without_labels_gives_zeros(checkpointing: str) -> None:
     config = replace(CONFIG, activation_checkpointing=checkpointing)
-    model = BertForPreTraining(config, VOCAB)
+    model = build(config, VOCAB)
     losses = model(**without_labels(BATCH))
     assert [value.item() for value in losses] == [0.0, 0, 0, 0.0, 0, 0]
     (losses.mlm_loss_sum + losses.nsp_loss_sum).backward()
@@ -148,7 +150,7 @@ def test_batch_without_labels_gives_zeros(checkpointing: str) -> None:
 
 
 def test_rows_of_nothing_but_padding_do_no_harm() -> None:
-    model = BertForPreTraining(WITHOUT_DROPOUT, VOCAB)
+    model = build(WITHOUT_DROPOUT, VOCAB)
     with_empty_row = packed_batch([[9, 7, 4], [24], [5, 13], [3], []], row_length=24)
     losses, expected = model(**with_empty_row), model(**BATCH)
     torch.testing.assert_close(losses.mlm_loss_sum, expected.mlm_loss_sum, rtol=1e-6, atol=0)
@@ -156,7 +158,7 @@ def test_rows_of_nothing_but_padding_do_no_harm() -> None:
 
 
 def test_padding_token_embedding_learns_from_the_output_side_only() -> None:
-    model = BertForPreTraining(WITHOUT_DROPOUT, VOCAB, pad_token_id=3)
+    model = build(WITHOUT_DROPOUT, VOCAB, pad_token_id=3)
     losses = model(**BATCH)
     losses.mlm_loss_sum.backward()
     hidden = model.encode(*list(BATCH.values())[:4]).flatten(0, 1)[BATCH["masked_index"]]
@@ -172,13 +174,13 @@ def test_padding_token_embedding_learns_from_the_output_side_only() -> None:
 def test_initialisation_is_the_published_one_and_has_an_address() -> None:
     config = replace(CONFIG, hidden_size=128, initializer_range=0.03)
     torch.manual_seed(1)
-    model = BertForPreTraining(config, 1000, seed=4)
+    model = build(config, 1000, seed=4)
     torch.manual_seed(2)
-    again, other = BertForPreTraining(config, 1000), BertForPreTraining(config, 1000, seed=5)
+    again, other = build(config, 1000), build(config, 1000, seed=5)
     assert any(
         not torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True)
     )
-    initialize(again, 4)
+    load_weights(again, dict(fresh_weights(config, 1000, seed=4)))
     for (name, value), same in zip(model.named_parameters(), again.parameters(), strict=True):
         assert torch.equal(value, same), name
         if value.ndim == 2:
@@ -191,7 +193,7 @@ def test_initialisation_is_the_published_one_and_has_an_address() -> None:
 
 
 def test_load_weights_is_exact_and_refuses_by_name() -> None:
-    source, target = BertForPreTraining(CONFIG, VOCAB, seed=1), BertForPreTraining(CONFIG, VOCAB)
+    source, target = build(CONFIG, VOCAB, seed=1), build(CONFIG, VOCAB)
     weights = {name: value.detach() for name, value in source.named_parameters()}
     assert {name: value.shape for name, value in weights.items()} == parameter_shapes(CONFIG, VOCAB)
     bad = dict(weights)
@@ -216,25 +218,25 @@ def test_impossible_shapes_are_refused_all_at_once() -> None:
             num_attention_heads=12,
             num_hidden_layers=0,
             hidden_dropout_prob=1.0,
-            attention="flash",  # type: ignore[arg-type]
+            attention="flesh",  # type: ignore[arg-type]
         )
     for part in (
         "hidden_size 100 is not a multiple of num_attention_heads 12",
         "num_hidden_layers 0 is below 1",
         "hidden_dropout_prob 1.0 is not in [0, 1)",
-        "attention 'flash' is not one of sdpa, eager",
+        "attention 'flesh' is not one of auto, grouped, sdpa, eager",
     ):
         assert part in str(error.value)
 
 
 def test_wrong_inputs_are_refused() -> None:
-    model = BertForPreTraining(replace(CONFIG, max_position_embeddings=23), VOCAB)
+    model = build(replace(CONFIG, max_position_embeddings=23), VOCAB)
     with pytest.raises(ValueError, match="rows of 24 slots are over max_position_embeddings 23"):
         model(**BATCH)
-    model = BertForPreTraining(CONFIG, VOCAB)
+    model = build(CONFIG, VOCAB)
     with pytest.raises(ValueError, match=r"one shape .*\[4, 24\], \[4, 24\], \[4, 23\], \[4, 24\]"):
         model(**BATCH | {"position_ids": BATCH["position_ids"][:, 1:]})
     with pytest.raises(ValueError, match=r"next sentence index \[7\] and labels \[6\] differ"):
         model(**BATCH | {"nsp_labels": BATCH["nsp_labels"][1:]})
     with pytest.raises(ValueError, match="pad_token_id 60 is not in a vocabulary of 60 tokens"):
-        BertForPreTraining(CONFIG, VOCAB, pad_token_id=60)
+        build(CONFIG, VOCAB, pad_token_id=60)

@@ -19,9 +19,11 @@ from transformers import (
     BertForPreTraining as TheirBert,
 )
 
-from model.attention import Backend
-from model.bert import BertForPreTraining, ModelConfig, load_weights
-from model.hf import export_hf, from_hf_names, import_hf, missing_weights, to_hf_names
+from model.config import COMPUTE_FIELDS, MODERN_FIELDS, Backend, ModelConfig
+from model.hf import export_hf, import_hf, missing_weights
+from model.hf_names import from_hf_names, to_hf_names
+from model.pretraining import ForPreTraining
+from model.weights import build, load_weights
 
 VOCAB = 70
 CONFIG = ModelConfig(
@@ -40,7 +42,7 @@ def their_config(**changes: Any) -> BertConfig:
     shape = {
         name: getattr(CONFIG, name)
         for name in vars(CONFIG)
-        if name not in ("attention", "activation_checkpointing")
+        if name not in ("architecture", *COMPUTE_FIELDS, *MODERN_FIELDS)
     }
     return BertConfig(vocab_size=VOCAB, **shape, **changes)
 
@@ -65,7 +67,7 @@ def inputs() -> dict[str, torch.Tensor]:
     }
 
 
-def our_hidden(model: BertForPreTraining) -> torch.Tensor:
+def our_hidden(model: ForPreTraining) -> torch.Tensor:
     given = inputs()
     positions = torch.arange(24).expand(4, 24)
     return model.encode(
@@ -73,7 +75,7 @@ def our_hidden(model: BertForPreTraining) -> torch.Tensor:
     )
 
 
-def weights_of(model: BertForPreTraining) -> dict[str, torch.Tensor]:
+def weights_of(model: ForPreTraining) -> dict[str, torch.Tensor]:
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
@@ -85,7 +87,7 @@ def load_theirs(kind: Any, folder: Path, **options: Any) -> Any:
     return model.eval()
 
 
-def assert_same_logits(ours: BertForPreTraining, theirs: Any) -> None:
+def assert_same_logits(ours: ForPreTraining, theirs: Any) -> None:
     """At every filled slot; fp32, within 1e-5 of the largest logit."""
     with torch.no_grad():
         hidden, expected = our_hidden(ours), theirs(**inputs())
@@ -98,15 +100,15 @@ def assert_same_logits(ours: BertForPreTraining, theirs: Any) -> None:
         torch.testing.assert_close(value, want, rtol=0, atol=1e-5 * max(1.0, want.abs().max()))
 
 
-def ours_from(folder: Path, attention: Backend = "sdpa") -> BertForPreTraining:
+def ours_from(folder: Path, attention: Backend = "sdpa") -> ForPreTraining:
     weights, config, vocab_size = import_hf(folder)
-    model = BertForPreTraining(replace(config, attention=attention), vocab_size, seed=9)
+    model = build(replace(config, attention=attention), vocab_size, seed=9)
     load_weights(model, weights)
     return model.eval()
 
 
-def export(folder: Path) -> BertForPreTraining:
-    model = randomised(BertForPreTraining(CONFIG, VOCAB))
+def export(folder: Path) -> ForPreTraining:
+    model = randomised(build(CONFIG, VOCAB))
     export_hf(weights_of(model), CONFIG, VOCAB, folder, tokenizer_folder=None, model_card=None)
     return model
 
@@ -173,7 +175,7 @@ def test_losses_and_gradients_equal_theirs(tmp_path: Path) -> None:
 
 
 def test_names_round_trip_exactly() -> None:
-    weights = weights_of(randomised(BertForPreTraining(CONFIG, VOCAB)))
+    weights = weights_of(randomised(build(CONFIG, VOCAB)))
     returned = from_hf_names(to_hf_names(weights, CONFIG), CONFIG)
     assert returned.keys() == weights.keys()
     assert all(torch.equal(returned[name], value) for name, value in weights.items())
@@ -194,7 +196,7 @@ def test_exported_files(tmp_path: Path) -> None:
     (tokenizer / "tokenizer.json").write_text(json.dumps(content))
     (tokenizer / "sentencepiece.model").write_bytes(b"pieces")
     (tokenizer / "notes.txt").write_text("not a tokenizer file")
-    half = weights_of(BertForPreTraining(CONFIG, VOCAB).bfloat16())
+    half = weights_of(build(CONFIG, VOCAB).bfloat16())
     export_hf(half, CONFIG, VOCAB, folder, tokenizer_folder=tokenizer, model_card="# Ours\n")
     names = {path.name for path in folder.iterdir()}
     assert names == {
@@ -209,9 +211,7 @@ def test_exported_files(tmp_path: Path) -> None:
 
 
 def test_export_refuses_by_name_and_writes_nothing(tmp_path: Path) -> None:
-    weights = {
-        name: value.clone() for name, value in weights_of(BertForPreTraining(CONFIG, VOCAB)).items()
-    }
+    weights = {name: value.clone() for name, value in weights_of(build(CONFIG, VOCAB)).items()}
     weights["layers.1.qkv.bias"][:2] = torch.tensor([float("nan"), float("inf")])
     del weights["nsp_head.classifier.bias"]
     with pytest.raises(ValueError) as error:
@@ -253,7 +253,7 @@ def test_models_without_some_heads(
         import_hf(tmp_path)
     weights, config, vocab_size = import_hf(tmp_path, allow_missing_heads=True)
     assert missing_weights(weights, config, vocab_size) == missing
-    ours = BertForPreTraining(config, vocab_size).eval()
+    ours = build(config, vocab_size).eval()
     load_weights(ours, weights, may_miss=missing)
     encoder = theirs if kind is BertModel else theirs.bert
     filled = inputs()["attention_mask"].bool()
@@ -293,7 +293,7 @@ def test_old_names_duplicates_and_shards(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("model_type", "roberta", "model_type is 'roberta', only 'bert'"),
+        ("model_type", "roberta", "model_type is 'roberta', not one of bert, modernbert"),
         ("hidden_act", "gelu_new", "hidden_act is 'gelu_new', only 'gelu'"),
         ("position_embedding_type", "relative_key", "position_embedding_type is 'relative_key'"),
         ("architectures", ["BertLMHeadModel"], r"architectures is \['BertLMHeadModel'\]"),

@@ -143,8 +143,8 @@ def test_transformers_loads_every_checkpoint(one_process: Path, tiny_dataset: Pa
     from safetensors.torch import load_file
     from transformers import AutoModel, AutoTokenizer, BertForMaskedLM, BertForPreTraining
 
-    from model.bert import BertForPreTraining as OurBert
     from model.hf import import_hf
+    from model.weights import build
 
     checkpoint = one_process / "checkpoints" / "step-00000008"
     for kind, unused in (
@@ -166,7 +166,7 @@ def test_transformers_loads_every_checkpoint(one_process: Path, tiny_dataset: Pa
         "The river watched the long road.", "Seven small boats.", return_tensors="pt"
     )
     weights, config, vocab_size = import_hf(checkpoint / "hf")
-    ours = OurBert(config, vocab_size, dataset.special_ids["[PAD]"]).eval()
+    ours = build(config, vocab_size, dataset.special_ids["[PAD]"]).eval()
     masters: dict[str, torch.Tensor] = {}
     for path in checkpoint.glob("train_state-*.safetensors"):
         masters |= {

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from data.lanes import DataConfig
-from model.bert import ModelConfig
+from model.config import COMPUTE_FIELDS, ModelConfig
 from trainer.ds import suggestion
 from trainer.optim import OptimConfig
 from trainer.phases import PhaseConfig, settings_at
@@ -87,7 +87,7 @@ FREE_TO_CHANGE = frozenset(
         "dir", "deepspeed", "micro_batch_size", "log_every", "eval_every", "eval_rows", "save_every",
         "keep_checkpoints", "data.path", "data.num_workers", "data.max_damaged_blocks",
         "data.storage",
-        "model.attention", "model.activation_checkpointing",
+        *(f"model.{name}" for name in COMPUTE_FIELDS),
     }
 )  # fmt: skip
 # What may differ from one phase to the next: the checkpoint's own record of its phases tells.

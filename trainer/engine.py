@@ -15,6 +15,8 @@ import deepspeed
 import torch
 import torch.distributed as dist
 
+from model.pretraining import ForPreTraining
+from trainer.optim import OptimConfig, build_optimizer
 from trainer.world import COLLECTIVE_TIMEOUT, World, device_of, read_environment
 
 Engine = Any  # deepspeed.DeepSpeedEngine, whose attributes no type checker can follow
@@ -58,21 +60,46 @@ def _leave_out_shared_memory_op() -> None:
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(own))
 
 
-def build_engine(
-    model: torch.nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any]
-) -> Engine:
-    """Wrap a model whose exact fp32 weights are kept as master weights. Collective.
+def materialise(model: ForPreTraining, config: dict[str, Any], device: torch.device) -> None:
+    """Give a model on the meta device memory for its weights, zero for now, in the dtype it computes in.
 
-    DeepSpeed makes masters from weights it has already rounded to bf16, and some stages have made
-    an Adam step with zero gradients by now: both are put right here.
+    At stage 3 each part is divided among the ranks before the next is made: none holds the whole model.
+    Collective there.
     """
-    weights = {name: p.detach().clone() for name, p in model.named_parameters()}
+    dtype = torch.bfloat16 if config.get("bf16", {}).get("enabled") else torch.float32
+    is_partitioned = config["zero_optimization"]["stage"] == 3
+    model.mlm_head.decoder.register_parameter("weight", None)  # the embeddings' own
+    for part in (model.embeddings, *model.layers, *model.children()):
+        if all(not parameter.is_meta for parameter in part.parameters()):
+            continue
+        part.to(dtype).to_empty(device=device)
+        for parameter in part.parameters():
+            torch.nn.init.zeros_(parameter)
+        if is_partitioned:
+            deepspeed.zero.Init(module=part, config_dict_or_path=config, dtype=dtype)
+    model.tie()
+
+
+def build_engine(
+    model: ForPreTraining,
+    weights: Iterable[tuple[str, torch.Tensor]],
+    optim: OptimConfig,
+    config: dict[str, Any],
+    device: torch.device,
+) -> Engine:
+    """Wrap a model from the meta device, with `weights` as its exact fp32 master weights. Collective.
+
+    weights: name and fp32 value of each; one is held at a time. DeepSpeed makes masters from what is in the
+    model, in bf16, and some stages have made an Adam step with zero gradients by now: both are put right.
+    """
+    materialise(model, config, device)
+    optimizer = build_optimizer(model, optim)
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=optimizer, config=config, dist_init_required=False
     )
     state = NamedState(engine)
     state.begin_load(optimizer_step=0)
-    for name, value in weights.items():
+    for name, value in weights:
         state.load(name, "master", value)
     state.end_load()
     return engine

@@ -5,12 +5,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from data.batch import StreamItem
 from data.hashing import stable_hash64
 from data.shards import Dataset
-from model.flops import flops_per_step, num_parameters, peak_flops
+from model.config import ModelConfig
+from model.flops import attended_pairs, flops_per_step, num_parameters, peak_flops
 from model.heads import Losses
 from model.hf import export_hf
 from trainer.checkpoint import save
@@ -28,7 +30,7 @@ from trainer.engine import (
 from trainer.evaluation import evaluate
 from trainer.metrics import Metrics
 from trainer.model_card import model_card
-from trainer.optim import build_optimizer, lr_at
+from trainer.optim import lr_at
 from trainer.start import announce, prepare, resume
 from trainer.state import TrainState
 from trainer.stretch import Stretch, begin_stretch, merged, record_damage
@@ -41,7 +43,7 @@ class StepCounts(NamedTuple):
     num_masked: int
     num_pairs: int
     num_tokens: int
-    sum_squared_lengths: int
+    flops: int
     num_damaged: int
     rows_digest: int
 
@@ -54,8 +56,8 @@ def train(run: RunConfig, *, new_phase: bool = False) -> None:
     world = start_world()
     run_dir = Path(run.dir)
     with ExitStack() as stack:
-        dataset, model, deepspeed = prepare(run, world, stack)
-        engine = build_engine(model, build_optimizer(model, run.optim), deepspeed)
+        dataset, model, weights, deepspeed = prepare(run, world, stack)
+        engine = build_engine(model, weights(), run.optim, deepspeed, world.device)
         named = NamedState(engine)
         state = resume(run, dataset, named, world)
         announce(run, dataset, state, world)
@@ -71,7 +73,7 @@ def train(run: RunConfig, *, new_phase: bool = False) -> None:
             waiting_since = time.perf_counter()
             items = [next(stretch.loader) for _ in range(stretch.reader.accumulation)]
             data_wait_seconds = time.perf_counter() - waiting_since
-            counts = count(items, state, world)  # collective
+            counts = count(run.model, dataset.vocab_size, items, state, world)  # collective
             damage = (
                 record_damage(run_dir, dataset, state, items, world) if counts.num_damaged else []
             )
@@ -84,9 +86,7 @@ def train(run: RunConfig, *, new_phase: bool = False) -> None:
                 metrics.add(losses)
             cursors = {lane: cursor for item in items for lane, cursor in item.cursors.items()}
             state = state.advance(counts.num_tokens, counts.rows_digest, cursors, damage)
-            metrics.add_step(
-                data_wait_seconds=data_wait_seconds, flops=flops_of(run, dataset, counts)
-            )
+            metrics.add_step(data_wait_seconds=data_wait_seconds, flops=counts.flops)
             done = state.step == run.steps
             if done or state.step % run.log_every == 0:
                 metrics.log(state, learning_rate, gradient_norm(engine))  # collective
@@ -99,14 +99,27 @@ def train(run: RunConfig, *, new_phase: bool = False) -> None:
             metrics.resume(paused_at)
 
 
-def count(items: list[StreamItem], state: TrainState, world: World) -> StepCounts:
+def count(
+    model: ModelConfig, vocab_size: int, items: list[StreamItem], state: TrainState, world: World
+) -> StepCounts:
     """Sum what the loss is normalised by, and what is logged, over micro-batches and ranks. Collective."""
     batches = [item.batch for item in items]
+    lengths = np.concatenate([batch.sequence_lengths for batch in batches])
+    num_masked = sum(len(batch.masked_labels) for batch in batches)
+    num_pairs = sum(len(batch.nsp_labels) for batch in batches)
+    flops = flops_per_step(
+        model,
+        vocab_size,
+        num_tokens=int(lengths.sum()),
+        num_attended={window: attended_pairs(lengths, window) for window in model.windows},
+        num_masked=num_masked,
+        num_pairs=num_pairs,
+    )
     local = [
-        sum(len(batch.masked_labels) for batch in batches),
-        sum(len(batch.nsp_labels) for batch in batches),
-        sum(batch.num_tokens for batch in batches),
-        sum(batch.sum_squared_lengths for batch in batches),
+        num_masked,
+        num_pairs,
+        int(lengths.sum()),
+        flops,
         len({damage for item in items for damage in item.damage} - set(state.stream.damage)),
     ]
     digest = sum(batch.rows_digest for batch in batches)
@@ -129,17 +142,6 @@ def objective(losses: Losses, counts: StepCounts) -> torch.Tensor:
 def seed_dropout(seed: int, first_row: int) -> None:
     """Dropout's randomness has an address: a resumed run, or one on more ranks, draws the same."""
     torch.manual_seed(stable_hash64(seed, "dropout", first_row) >> 1)
-
-
-def flops_of(run: RunConfig, dataset: Dataset, counts: StepCounts) -> int:
-    return flops_per_step(
-        run.model,
-        dataset.vocab_size,
-        num_tokens=counts.num_tokens,
-        sum_squared_lengths=counts.sum_squared_lengths,
-        num_masked=counts.num_masked,
-        num_pairs=counts.num_pairs,
-    )
 
 
 def peak_of(world: World) -> float | None:

@@ -60,7 +60,10 @@ def parameter_groups(
     """Matrices decay, vectors (biases, LayerNorm) do not."""
     decay, no_decay = [], []
     for _, parameter in named:
-        (decay if parameter.ndim >= 2 else no_decay).append(parameter)
+        shape = getattr(
+            parameter, "ds_shape", parameter.shape
+        )  # ZeRO-3 leaves an empty vector behind
+        (decay if len(shape) >= 2 else no_decay).append(parameter)
     return [
         {"params": decay, "weight_decay": weight_decay},
         {"params": no_decay, "weight_decay": 0.0},

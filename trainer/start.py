@@ -1,16 +1,22 @@
 """A RunConfig in, everything that a run needs before its first step out; whatever is wrong is told here."""
 
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import torch
 
 from data.batch import MicroBatches
 from data.lanes import StreamState
 from data.shards import Dataset
 from data.sources import training_sources
-from model.bert import BertForPreTraining, load_weights
+from model.attention import choose_backend
+from model.config import MODERN_FIELDS
 from model.flops import num_parameters
 from model.hf import import_hf, missing_weights
+from model.pretraining import ForPreTraining
+from model.weights import build_empty, fresh_weights
 from trainer.checkpoint import newest_valid, restore
 from trainer.checkpoint_files import list_checkpoints, read_state
 from trainer.config import RunConfig, differences, to_dict
@@ -24,14 +30,18 @@ from trainer.stretch import known_damage, reader_of
 from trainer.world import World
 
 SHAPE = (
-    "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
-    "max_position_embeddings", "type_vocab_size", "layer_norm_eps",
+    "architecture", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
+    "max_position_embeddings", "type_vocab_size", "layer_norm_eps", *MODERN_FIELDS,
 )  # fmt: skip
+Weights = Callable[
+    [], Iterator[tuple[str, torch.Tensor]]
+]  # name and fp32 value of each, one at a time
 
 
 class Prepared(NamedTuple):
     dataset: Dataset
-    model: BertForPreTraining  # fresh, or with the weights of run.init_from
+    model: ForPreTraining  # on the meta device: shapes alone
+    weights: Weights  # fresh ones, or those of run.init_from
     deepspeed: dict[str, Any]  # the resolved configuration
 
 
@@ -53,7 +63,9 @@ def prepare(run: RunConfig, world: World, stack: ExitStack) -> Prepared:
             clip_norm=run.optim.clip_norm,
             precision=run.precision,
         )
-        prepared = Prepared(dataset, build_model(run, dataset), deepspeed)
+        choose_backend(run.model.attention, world.device, run.model.attention_probs_dropout_prob)
+        model = build_empty(run.model, dataset.vocab_size, dataset.special_ids["[PAD]"])
+        prepared = Prepared(dataset, model, initial_weights(run, dataset), deepspeed)
         if world.is_main:
             stack.enter_context(own(Path(run.dir)))
             claim(Path(run.dir), run, deepspeed)
@@ -64,12 +76,14 @@ def prepare(run: RunConfig, world: World, stack: ExitStack) -> Prepared:
     return prepared
 
 
-def build_model(run: RunConfig, dataset: Dataset) -> BertForPreTraining:
-    """The model before its first step; a run that is continued gets its weights from a checkpoint."""
-    pad_id = dataset.special_ids["[PAD]"]
-    model = BertForPreTraining(run.model, dataset.vocab_size, pad_id, seed=run.seed)
+def initial_weights(run: RunConfig, dataset: Dataset) -> Weights:
+    """Of the model before its first step; a run that is continued gets others from a checkpoint."""
+
+    def fresh() -> Iterator[tuple[str, torch.Tensor]]:
+        return fresh_weights(run.model, dataset.vocab_size, seed=run.seed)
+
     if run.init_from is None or list_checkpoints(Path(run.dir)):
-        return model
+        return fresh
     weights, config, vocab_size = import_hf(Path(run.init_from), allow_missing_heads=True)
     problems = [
         f"its {name} is {getattr(config, name)}, model.{name} is {getattr(run.model, name)}"
@@ -83,8 +97,13 @@ def build_model(run: RunConfig, dataset: Dataset) -> BertForPreTraining:
         )
     if problems:
         raise ValueError(f"init_from {run.init_from} does not fit: " + "; ".join(problems))
-    load_weights(model, weights, may_miss=missing_weights(weights, config, vocab_size))
-    return model
+    missing = missing_weights(weights, config, vocab_size)
+
+    def given() -> Iterator[tuple[str, torch.Tensor]]:
+        for name, value in fresh():
+            yield name, value if name in missing else weights[name]
+
+    return given
 
 
 def resume(run: RunConfig, dataset: Dataset, named: NamedState, world: World) -> TrainState:
@@ -107,11 +126,14 @@ def announce(run: RunConfig, dataset: Dataset, state: TrainState, world: World) 
     """What is about to happen, and what its numbers will mean."""
     if not world.is_main:
         return
+    backend = choose_backend(
+        run.model.attention, world.device, run.model.attention_probs_dropout_prob
+    )
     entropy = dataset.manifest["unigram_entropy_nats"]
     context_free = dataset.manifest["context_free_loss_nats"]
     print(
         f"{num_parameters(run.model, dataset.vocab_size):,} parameters, {run.precision}, "
-        f"{run.model.attention} attention, {world.size} x {world.device.type}, "
+        f"{backend} attention, {world.size} x {world.device.type}, "
         f"steps {state.step} to {run.steps} of {run.global_batch_size} rows\n"
         f"the corpus's unigram entropy is {entropy:.3f}; an mlm loss below {context_free:.3f} means that "
         f"context is used; nsp at chance is {CHANCE_NSP_LOSS:.3f}",
