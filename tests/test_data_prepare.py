@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -233,6 +234,27 @@ def test_samples_are_written_as_webdataset_writes_them():
     writer.close()
     expected = buffer.getvalue()[:nbytes]
     assert tar_sample("wiki-train-000003-00017", members) == expected
+
+
+def test_workers_do_not_import_the_program_that_starts_them(tmp_path):
+    """A user's script has torch at its top, and `cloze` too: no worker needs to wait for that."""
+    (tmp_path / "tasks.py").write_text(
+        "import sys\n\ndef modules(task):\n    return 'torch' in sys.modules\n"
+    )
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import torch\nfrom data.pool import run_tasks\nfrom tasks import modules\n\n"
+        "if __name__ == '__main__':\n    print(sorted(run_tasks(modules, [1, 2, 3], 2)))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    assert done.stdout == "[(1, False), (2, False), (3, False)]\n"
 
 
 def test_workers_import_neither_torch_nor_transformers():
