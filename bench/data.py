@@ -7,7 +7,6 @@ process are its CPU seconds, which neighbours on the machine disturb least.
 """
 
 import argparse
-import json
 import os
 import platform
 import tempfile
@@ -23,7 +22,7 @@ from bench.data_cleaning import cleaning_table
 from bench.data_resume import resume_tables
 from bench.data_sharding import sharding_table
 from bench.data_stream import stream_table
-from data.documents import Problem, ReadOptions, read_records
+from bench.text import plain_jsonl
 from data.prepare import PrepareConfig, prepare
 
 SECTIONS = {
@@ -67,24 +66,6 @@ def main() -> None:
             print(f"\n## {name}\n", flush=True)
             for line in SECTIONS[name](text, dataset):
                 print(line, flush=True)
-
-
-def plain_jsonl(sources: list[str], target: Path, max_bytes: int) -> Path:
-    """The documents of all files in one uncompressed .jsonl, which every library reads."""
-    num_bytes = 0
-    with target.open("w", encoding="utf-8") as file:
-        for source in sources:
-            for record in read_records(source, ReadOptions()):
-                if isinstance(record, Problem):
-                    raise ValueError(record.message)
-                if not record.text.strip():
-                    continue
-                num_bytes += file.write(
-                    json.dumps({"text": record.text}, ensure_ascii=False) + "\n"
-                )
-                if num_bytes > max_bytes:
-                    return target
-    return target
 
 
 if __name__ == "__main__":

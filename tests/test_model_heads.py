@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model.heads import MlmHead, NspHead, classify_rows, classify_rows_dense
+from model import heads
+from model.heads import MlmHead, NspHead, classify_masked, classify_rows, classify_rows_dense
 
 HIDDEN, VOCAB = 16, 50
 
@@ -37,6 +38,44 @@ def test_labelled_rows_only_equals_all_rows(kind: str, num_classes: int, num_row
     for gradient, dense in zip(gradients, dense_gradients, strict=True):
         torch.testing.assert_close(gradient, dense, rtol=1e-5, atol=1e-5)
         assert bool(gradient.any()) == (num_rows > 0)
+
+
+@pytest.mark.parametrize("rows_at_once", [1, 7, 9, 1000])
+@pytest.mark.parametrize("num_rows", [0, 1, 9, 60])
+def test_logits_of_some_rows_at_a_time_change_nothing(
+    num_rows: int, rows_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loss, hits and every gradient are those of all rows at once, also scaled, and twice."""
+    monkeypatch.setitem(heads.LOGITS_AT_ONCE, "cpu", rows_at_once * VOCAB)
+    head = make_head("mlm")
+    assert isinstance(head, MlmHead)
+    hidden, index, labels = rows(VOCAB, num_rows)
+    inputs = [hidden, *head.parameters()]
+    loss, hits = classify_masked(head, hidden, index, labels)
+    want_loss, want_hits = classify_rows(head, hidden, index, labels)
+    assert hits == want_hits and hits.dtype == torch.int64 and not hits.requires_grad
+    torch.testing.assert_close(loss, want_loss, rtol=1e-6, atol=1e-6)
+    wanted = torch.autograd.grad(want_loss * 0.37, inputs)
+    for _ in range(2):
+        gradients = torch.autograd.grad(loss * 0.37, inputs, retain_graph=True)
+        for gradient, want in zip(gradients, wanted, strict=True):
+            assert gradient.dtype == want.dtype
+            torch.testing.assert_close(gradient, want, rtol=1e-5, atol=1e-5)
+    with torch.no_grad():
+        assert torch.equal(classify_masked(head, hidden, index, labels)[0], loss)
+
+
+def test_gradients_in_bf16_stay_near_those_of_fp32() -> None:
+    """Chunks are summed in fp32: the error is that of one rounding, not of one for each chunk."""
+    exact, rounded = make_head("mlm"), make_head("mlm").bfloat16()
+    hidden, index, labels = rows(VOCAB, 60)
+    for head, dtype in ((exact, torch.float32), (rounded, torch.bfloat16)):
+        assert isinstance(head, MlmHead)
+        classify_masked(head, hidden.to(dtype), index, labels)[0].backward()
+    for (name, want), got in zip(exact.named_parameters(), rounded.parameters(), strict=True):
+        assert want.grad is not None and got.grad is not None
+        error = (got.grad.float() - want.grad).norm() / want.grad.norm()
+        assert error < 0.02, name
 
 
 def test_hits_are_the_likeliest_classes() -> None:
