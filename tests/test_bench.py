@@ -18,9 +18,13 @@ def test_step_bench_prints_every_way(
     monkeypatch.setattr("sys.argv", ["bench.step", *arguments])
     step.main()
     output = capsys.readouterr().out
-    ways = re.findall(r"^\| ((?:cloze|transformers)[^|]*) \| ([\d,]+) \|", output, flags=re.MULTILINE)
+    ways = re.findall(
+        r"^\| ((?:cloze|transformers)[^|]*) \| ([\d,]+) \|", output, flags=re.MULTILINE
+    )
     assert len(ways) == 8 and all(int(rate.replace(",", "")) > 0 for _, rate in ways)
-    defaults = next(line for line in output.splitlines() if "its defaults |" in line and "1.00 x" in line)
+    defaults = next(
+        line for line in output.splitlines() if "its defaults |" in line and "1.00 x" in line
+    )
     assert defaults.count("x") >= 2
 
 
