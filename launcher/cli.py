@@ -25,7 +25,7 @@ from data.tokenizer_verify import verify_tokenizer
 from data.words import WORD_STARTS
 from launcher import blame, corpus, doctor, rehearse, shards
 from launcher.export import export
-from launcher.train import add_train_arguments, report, train_here
+from launcher.train import add_train_arguments, leave, report, train_here
 from model.hf_classes import Kind
 
 DEFAULT_SOURCE = "text"
@@ -182,12 +182,12 @@ def _train(options: argparse.Namespace) -> int:
     if options.processes is not None and options.processes < 1:
         return report(ValueError(f"--processes {options.processes} is below 1"))
     if "RANK" in os.environ:  # started by torchrun, deepspeed or srun already
-        return train_here(options.preset, options.overrides, new_phase=options.new_phase)
+        leave(train_here(options.preset, options.overrides, new_phase=options.new_phase))
     import torch
 
     processes = options.processes or max(1, torch.cuda.device_count())
     if processes == 1:
-        return train_here(options.preset, options.overrides, new_phase=options.new_phase)
+        leave(train_here(options.preset, options.overrides, new_phase=options.new_phase))
     # The launcher takes this process's place: signals and the exit status are its own.
     launch = [
         "-m",

@@ -95,7 +95,8 @@ def test_killed_at_three_steps_and_bitwise_the_same(
     for folder in (unbroken, broken):
         folder.mkdir()
     preset = tiny_preset(unbroken, tiny_dataset, **changes)
-    assert launch(preset, processes=2).returncode == 0
+    whole = launch(preset, processes=2)
+    assert whole.returncode == 0, whole.stderr
     preset = tiny_preset(broken, tiny_dataset, **changes)
     for step in (2, 7, 11):  # before the first checkpoint, and in between
         start_and_kill(preset, broken / "run", 2, reached(step))

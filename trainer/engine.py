@@ -43,9 +43,8 @@ def start_world() -> World:
 
 
 def stop_world() -> None:
-    """Leave the process group at the end of a run: its threads must be gone before the interpreter is."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    """Wait at the end of a run until no rank needs the others any more. Collective."""
+    dist.barrier()
 
 
 def _leave_out_shared_memory_op() -> None:
