@@ -27,6 +27,7 @@ from model.config import WITHOUT_DROPOUT, Backend
 from model.dropout import drop_out
 
 Window = int | None  # tokens to each side that are attended to; None: the whole sequence
+HALF = (torch.bfloat16, torch.float16)
 ROUND_LENGTH = 8  # grouped: lengths are rounded up to multiples of this,
 SHORTEST_OF_GROUP = 0.9  # and a group holds sequences of this share of its longest, or more
 BLOCKS_PAY_OFF = (
@@ -34,12 +35,19 @@ BLOCKS_PAY_OFF = (
 )
 
 
-def choose_backend(backend: Backend, device: torch.device, dropout: float) -> Backend:
-    """The backend that "auto" stands for. ValueError where the one asked for cannot run here."""
+def choose_backend(
+    backend: Backend, device: torch.device, dropout: float, dtype: torch.dtype
+) -> Backend:
+    """The backend that "auto" stands for. ValueError where the one asked for cannot run here.
+
+    dropout: of attention probabilities; dtype: of the weights.
+    """
     has_flash = importlib.util.find_spec("flash_attn") is not None
     if backend == "auto":
         if device.type == "cpu":
             return "grouped"
+        if dtype not in HALF:
+            return "sdpa"
         if dropout == 0:
             return "varlen"
         return "flash" if has_flash else "sdpa"
@@ -49,6 +57,10 @@ def choose_backend(backend: Backend, device: torch.device, dropout: float) -> Ba
         )
     if backend == "flash" and not has_flash:
         raise ValueError("attention 'flash' needs the package flash-attn: pip install flash-attn")
+    if backend in ("varlen", "flash") and dtype not in HALF:
+        raise ValueError(
+            f"attention {backend!r} needs precision bf16, not {dtype}: use 'sdpa' or 'auto'"
+        )
     if backend in WITHOUT_DROPOUT and dropout:
         raise ValueError(
             f"attention {backend!r} cannot drop out, attention_probs_dropout_prob is {dropout}"
@@ -57,9 +69,8 @@ def choose_backend(backend: Backend, device: torch.device, dropout: float) -> Ba
 
 
 class Group(NamedTuple):
-    """Flat slots [start, start + N * G) are N sequences in G slots each."""
+    """The next N * G flat slots are N sequences in G slots each."""
 
-    start: int
     num_sequences: int
     length: int
     masks: dict[
@@ -248,10 +259,12 @@ def _attend_grouped(
     dropout: float,
 ) -> torch.Tensor:
     attended = []
-    for start, number, length, masks in segments.groups:
+    # Split, not sliced: the backward pass of each slice would fill and add a tensor of all slots.
+    sizes = [group.num_sequences * group.length for group in segments.groups]
+    parts = (tensor.split(sizes) for tensor in (query_THK, key_THK, value_THK))
+    for (number, length, masks), *part in zip(segments.groups, *parts, strict=True):
         query, key, value = (
-            tensor[start : start + number * length].unflatten(0, (number, length)).transpose(1, 2)
-            for tensor in (query_THK, key_THK, value_THK)
+            tensor.unflatten(0, (number, length)).transpose(1, 2) for tensor in part
         )
         if window is not None and length > BLOCKS_PAY_OFF * window:
             padding = masks[None]
@@ -343,7 +356,7 @@ def _group(
     starts, lengths = starts[is_real], lengths[is_real]
     lengths, order = lengths.sort(descending=True, stable=True)
     starts = starts[order]
-    groups, slots, shown, first, start = [], [], [], 0, 0
+    groups, slots, shown, first = [], [], [], 0
     sizes = lengths.tolist()
     while first < len(sizes):
         longest = -(-sizes[first] // ROUND_LENGTH) * ROUND_LENGTH
@@ -358,8 +371,7 @@ def _group(
         )
         shown.append(is_token.flatten())
         masks = _group_masks(is_token, windows, dtype, device)
-        groups.append(Group(start, last - first, longest, masks))
-        start += (last - first) * longest
+        groups.append(Group(last - first, longest, masks))
         first = last
     slot_T = torch.cat([part.flatten() for part in slots]) if slots else bounds[:0]
     is_shown = torch.cat(shown) if shown else slot_T.bool()

@@ -137,14 +137,15 @@ class ForPreTraining(nn.Module):
         """[T, D], and how the batch lies in T."""
         self._check_shapes(input_ids, token_type_ids, position_ids, sequence_ids)
         config = self.config
+        dtype = self.embeddings.layer_norm.weight.dtype
         layout = lay_out(
             sequence_ids,
             sequence_starts,
             backend=choose_backend(
-                config.attention, input_ids.device, config.attention_probs_dropout_prob
+                config.attention, input_ids.device, config.attention_probs_dropout_prob, dtype
             ),
             windows=config.windows,
-            dtype=self.embeddings.layer_norm.weight.dtype,
+            dtype=dtype,
         )
         ids_T, types_T, positions_T = (
             tensor.flatten() if layout.slot_T is None else tensor.flatten()[layout.slot_T]

@@ -12,9 +12,9 @@ from bench import heads, step
 def test_step_bench_prints_every_way(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text = write_corpus(tmp_path / "text.jsonl", 150)
+    text = write_corpus(tmp_path / "text.jsonl", 600)
     arguments = [str(text), "--length", "64", "--rows", "4", "--steps", "3", "--hidden", "32",
-                 "--layers", "2", "--vocab-size", "600", "--backends", "grouped", "sdpa"]  # fmt: skip
+                 "--layers", "2", "--vocab-size", "300", "--backends", "grouped", "sdpa"]  # fmt: skip
     monkeypatch.setattr("sys.argv", ["bench.step", *arguments])
     step.main()
     output = capsys.readouterr().out

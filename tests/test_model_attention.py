@@ -169,17 +169,20 @@ def test_dropout_keeps_the_expectation(backend: Backend) -> None:
 
 
 def test_backend_is_chosen_by_device_and_dropout_and_never_replaced() -> None:
-    cpu, gpu = torch.device("cpu"), torch.device("cuda", 0)
-    assert choose_backend("auto", cpu, 0.1) == "grouped"
-    assert choose_backend("auto", gpu, 0.0) == "varlen"
-    assert choose_backend("auto", gpu, 0.1) in ("flash", "sdpa")
-    assert choose_backend("eager", gpu, 0.1) == "eager"
+    cpu, gpu, bf16 = torch.device("cpu"), torch.device("cuda", 0), torch.bfloat16
+    assert choose_backend("auto", cpu, 0.1, bf16) == "grouped"
+    assert choose_backend("auto", gpu, 0.0, bf16) == "varlen"
+    assert choose_backend("auto", gpu, 0.0, torch.float32) == "sdpa"
+    assert choose_backend("auto", gpu, 0.1, bf16) in ("flash", "sdpa")
+    assert choose_backend("eager", gpu, 0.1, bf16) == "eager"
     with pytest.raises(ValueError, match="'varlen' needs a GPU, this is cpu: use 'grouped'"):
-        choose_backend("varlen", cpu, 0.0)
+        choose_backend("varlen", cpu, 0.0, bf16)
+    with pytest.raises(ValueError, match=r"'varlen' needs precision bf16, not torch\.float32"):
+        choose_backend("varlen", gpu, 0.0, torch.float32)
     with pytest.raises(ValueError, match="'flex' needs a GPU"):
-        choose_backend("flex", cpu, 0.0)
+        choose_backend("flex", cpu, 0.0, bf16)
     with pytest.raises(ValueError, match=r"'flex' cannot drop out.* is 0.1"):
-        choose_backend("flex", gpu, 0.1)
+        choose_backend("flex", gpu, 0.1, bf16)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -1,5 +1,6 @@
 """The whole model: packing, checkpointing, precision, empty batches, initialisation, errors."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -112,6 +113,34 @@ def test_checkpointing_changes_nothing_with_dropout_on(
         assert plain == recomputed
         for name, gradient in plain_gradients.items():
             assert torch.equal(gradient, recomputed_gradients[name]), name
+
+
+@pytest.mark.skipif(
+    shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on CPUs"
+)
+def test_compiled_layers_compute_the_same() -> None:
+    """Losses and gradients, over batches of other shapes."""
+    config = replace(WITHOUT_DROPOUT, num_hidden_layers=1, attention="sdpa")
+    plain, compiled = build(config, VOCAB), build(replace(config, compile=True), VOCAB)
+    for batch in (BATCH, packed_batch([[9, 7, 4], [24], [20, 2], [6]], row_length=24)):
+        losses, expected = compiled(**batch), plain(**batch)
+        torch.testing.assert_close(losses.mlm_loss_sum, expected.mlm_loss_sum, rtol=1e-5, atol=0)
+        assert_same(gradients_of(compiled, losses), gradients_of(plain, expected))
+
+
+def test_every_second_layer_can_be_checkpointed() -> None:
+    """What is kept for the backward pass falls between keeping all and keeping inputs only."""
+    kept = []
+    for mode, every in (("none", 1), ("full", 2), ("full", 1)):
+        config = replace(CONFIG, activation_checkpointing=mode, checkpoint_every=every)
+        model, sizes = build(replace(config, num_hidden_layers=4), VOCAB), []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor, sizes=sizes: sizes.append(tensor.numel()) or tensor,
+            lambda tensor: tensor,
+        ):
+            model(**BATCH)
+        kept.append(sum(sizes))
+    assert kept[0] > kept[1] > kept[2]
 
 
 def test_dropout_is_on_in_training_only() -> None:

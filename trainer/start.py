@@ -12,7 +12,7 @@ from data.lanes import StreamState
 from data.shards import Dataset
 from data.sources import training_sources
 from model.attention import choose_backend
-from model.config import MODERN_FIELDS
+from model.config import MODERN_FIELDS, Backend
 from model.flops import num_parameters
 from model.hf import import_hf, missing_weights
 from model.pretraining import ForPreTraining
@@ -63,7 +63,7 @@ def prepare(run: RunConfig, world: World, stack: ExitStack) -> Prepared:
             clip_norm=run.optim.clip_norm,
             precision=run.precision,
         )
-        choose_backend(run.model.attention, world.device, run.model.attention_probs_dropout_prob)
+        backend_of(run, world)
         model = build_empty(run.model, dataset.vocab_size, dataset.special_ids["[PAD]"])
         prepared = Prepared(dataset, model, initial_weights(run, dataset), deepspeed)
         if world.is_main:
@@ -106,6 +106,13 @@ def initial_weights(run: RunConfig, dataset: Dataset) -> Weights:
     return given
 
 
+def backend_of(run: RunConfig, world: World) -> Backend:
+    """How attention is computed here. ValueError where the one that was asked for cannot be."""
+    dtype = torch.bfloat16 if run.precision == "bf16" else torch.float32
+    dropout = run.model.attention_probs_dropout_prob
+    return choose_backend(run.model.attention, world.device, dropout, dtype)
+
+
 def resume(run: RunConfig, dataset: Dataset, named: NamedState, world: World) -> TrainState:
     """Load the newest intact checkpoint of the run; a fresh state where there is none. Collective."""
     found = newest_valid(Path(run.dir), world)
@@ -126,14 +133,11 @@ def announce(run: RunConfig, dataset: Dataset, state: TrainState, world: World) 
     """What is about to happen, and what its numbers will mean."""
     if not world.is_main:
         return
-    backend = choose_backend(
-        run.model.attention, world.device, run.model.attention_probs_dropout_prob
-    )
     entropy = dataset.manifest["unigram_entropy_nats"]
     context_free = dataset.manifest["context_free_loss_nats"]
     print(
         f"{num_parameters(run.model, dataset.vocab_size):,} parameters, {run.precision}, "
-        f"{backend} attention, {world.size} x {world.device.type}, "
+        f"{backend_of(run, world)} attention, {world.size} x {world.device.type}, "
         f"steps {state.step} to {run.steps} of {run.global_batch_size} rows\n"
         f"the corpus's unigram entropy is {entropy:.3f}; an mlm loss below {context_free:.3f} means that "
         f"context is used; nsp at chance is {CHANCE_NSP_LOSS:.3f}",

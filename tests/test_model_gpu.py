@@ -1,0 +1,86 @@
+"""What only a GPU can run: fused attention over flat slots, compiled layers, a training run."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from support import launch, read_metrics, tiny_preset
+from test_model_attention import SEQUENCE_IDS, random_qkv
+from test_model_bert import BATCH, WITHOUT_DROPOUT, packed_batch
+
+from model.attention import Window, attend, find_starts, lay_out
+from model.config import Backend
+from model.weights import build
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+VOCAB = 60
+
+
+@pytest.mark.parametrize("window", [None, 4])
+@pytest.mark.parametrize("backend", ["varlen", "sdpa", "flex", "grouped"])
+def test_backends_agree_with_eager_on_a_gpu(backend: Backend, window: Window) -> None:
+    """bf16, output and gradients within 2 % of the largest value."""
+    outcomes = []
+    for kind in (backend, "eager"):
+        ids = SEQUENCE_IDS.cuda()
+        qkv = [
+            tensor.detach().cuda().bfloat16().requires_grad_() for tensor in random_qkv((80, 2, 32))
+        ]
+        starts = find_starts(ids)
+        starts = torch.cat([starts, starts[-1:].expand(5)])  # as the loader fills up
+        layout = lay_out(ids, starts, backend=kind, windows=[window], dtype=torch.bfloat16)
+        flat = qkv if layout.slot_T is None else [tensor[layout.slot_T] for tensor in qkv]
+        output = attend(*flat, layout.segments, window=window, dropout=0.0)
+        output = output if layout.place is None else output[layout.place]
+        output = output * (ids.flatten() >= 0)[:, None]
+        outcomes.append([output, *torch.autograd.grad(output.float().square().sum(), qkv)])
+    for value, want in zip(*outcomes, strict=True):
+        scale = want.abs().max()
+        torch.testing.assert_close(value / scale, want / scale, rtol=0, atol=2e-2)
+
+
+def test_losses_are_those_of_the_cpu() -> None:
+    config = replace(WITHOUT_DROPOUT, hidden_size=64)
+    expected = build(config, VOCAB)(**BATCH)
+    model = build(replace(config, attention="varlen"), VOCAB).cuda().bfloat16()
+    losses = model(**{name: value.cuda() for name, value in BATCH.items()})
+    assert losses.mlm_loss_sum.item() == pytest.approx(expected.mlm_loss_sum.item(), rel=5e-3)
+    assert losses.nsp_loss_sum.item() == pytest.approx(expected.nsp_loss_sum.item(), rel=5e-3)
+
+
+def test_compiled_layers_are_compiled_once() -> None:
+    """Batches with other numbers of sequences, of tokens and of masked slots fit what was compiled."""
+    config = replace(WITHOUT_DROPOUT, hidden_size=64, attention="varlen", compile=True)
+    model = build(config, VOCAB).cuda().bfloat16()
+    for number, lengths in enumerate(([[9, 7, 4], [24]], [[5, 13], [3]], [[20], [6, 6, 6, 6]])):
+        batch = {name: value.cuda() for name, value in packed_batch(lengths, row_length=24).items()}
+        starts = find_starts(batch["sequence_ids"])
+        batch["sequence_starts"] = torch.cat([starts, starts[-1:].expand(16 - len(starts))])
+        with torch._dynamo.config.patch(error_on_recompile=number > 0):
+            losses = model(**batch)
+            (losses.mlm_loss_sum + losses.nsp_loss_sum).backward()
+        assert torch.isfinite(losses.mlm_loss_sum)
+
+
+@pytest.mark.parametrize("stage", ["zero1", "zero2", "zero3"])
+def test_a_run_on_a_gpu_resumes(stage: str, tiny_dataset: Path, tmp_path: Path) -> None:
+    root = Path(__file__).resolve().parent.parent
+    preset = tiny_preset(
+        tmp_path,
+        tiny_dataset,
+        precision="bf16",
+        deepspeed=str(root / "ds_configs" / f"{stage}.json"),
+        model={"attention": "auto"},
+    )
+    first = launch(preset)
+    assert first.returncode == 0, first.stderr
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000008")
+    second = launch(preset)
+    assert second.returncode == 0 and "resuming from" in second.stdout, second.stderr
+    losses = [metric["loss"] for metric in read_metrics(tmp_path / "run")]
+    assert losses[6:8] == pytest.approx(losses[-2:], rel=1e-2)
