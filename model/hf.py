@@ -6,7 +6,6 @@ file can run code when it is loaded.
 """
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,19 +16,13 @@ from safetensors.torch import load_file, save_file
 
 from model.config import Architecture, ModelConfig
 from model.hf_names import from_hf_names, to_hf_names
+from model.hf_tokenizer import copy_tokenizer, special_ids
 from model.weights import not_finite, parameter_shapes, weight_problems
 
 ARCHITECTURES: dict[Architecture, tuple[str, ...]] = {  # the first is what we write
     "bert": ("BertForPreTraining", "BertForMaskedLM", "BertModel"),
     "modernbert": ("ModernBertForMaskedLM", "ModernBertModel"),
 }
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "sentencepiece.model",
-    "vocab.txt",
-)
 NSP_FILE = "nsp_head.safetensors"  # modernbert: transformers has no class with this head
 HEADS: dict[Architecture, tuple[str, ...]] = {
     "bert": ("cls.", "bert.pooler."),
@@ -117,7 +110,7 @@ def export_hf(
         problems.append(f"{tokenizer_folder} has no tokenizer.json")
     if problems:
         raise ValueError(f"cannot export to {folder}: " + "; ".join(problems))
-    special_ids = _special_ids(tokenizer_folder) if tokenizer_folder else {"[PAD]": 0}
+    ids = special_ids(tokenizer_folder) if tokenizer_folder else {"[PAD]": 0}
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {
         name: value.detach().to("cpu", torch.float32).contiguous()
@@ -127,14 +120,12 @@ def export_hf(
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     if apart:
         save_file(apart, folder / NSP_FILE, metadata={"format": "pt"})
-    _write_json(folder / "config.json", hf_config(config, vocab_size, special_ids))
+    _write_json(folder / "config.json", hf_config(config, vocab_size, ids))
     (folder / "README.md").write_text(
         model_card or _default_card(config, vocab_size), encoding="utf-8"
     )
     if tokenizer_folder:
-        for name in TOKENIZER_FILES:
-            if (tokenizer_folder / name).is_file():
-                shutil.copyfile(tokenizer_folder / name, folder / name)
+        copy_tokenizer(tokenizer_folder, folder, config)
 
 
 def hf_config(
@@ -327,15 +318,6 @@ def _modern_attention(raw: Mapping[str, Any], problems: list[str]) -> dict[str, 
             )
         thetas[ours] = float(parameters.get("rope_theta", raw.get(ours, default)))
     return {"global_attention_every": every, **thetas}
-
-
-def _special_ids(tokenizer_folder: Path) -> dict[str, int]:
-    path = tokenizer_folder / "tokenizer.json"
-    tokens = json.loads(path.read_text(encoding="utf-8"))["added_tokens"]
-    ids = {token["content"]: token["id"] for token in tokens}
-    if "[PAD]" not in ids:
-        raise ValueError(f"{path} has no [PAD] token")
-    return ids
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

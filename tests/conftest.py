@@ -1,9 +1,12 @@
 """Fixtures of the whole suite."""
 
+import os
 from pathlib import Path
 
 import pytest
 from support import write_corpus
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
 
 
 @pytest.fixture(scope="session")
