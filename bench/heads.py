@@ -8,7 +8,7 @@ Three ways to the same loss and gradients, each forward and backward in a proces
     labelled rows   logits of all labelled rows, then cross-entropy
     every row       logits of every row, then cross-entropy, as transformers' BertForPreTraining does
 
-The latter two are measured on a fourth and a sixteenth of the rows and scaled, for few machines could hold them.
+The latter two are measured on a fourth and a sixteenth of the rows, and scaled: few machines could hold them.
 """
 
 import argparse

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 IGNORED = -100  # label of a slot that is not to be predicted
-LOGITS_AT_ONCE = {"cpu": 1 << 24, "cuda": 1 << 27}  # numbers: 64 MB and 512 MB in fp32
+LOGITS_AT_ONCE = {"cpu": 1 << 26, "cuda": 1 << 27}  # numbers: 256 MB and 512 MB in fp32
 
 
 class Losses(NamedTuple):

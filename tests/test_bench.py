@@ -14,7 +14,7 @@ def test_step_bench_prints_every_way(
 ) -> None:
     text = write_corpus(tmp_path / "text.jsonl", 600)
     arguments = [str(text), "--length", "64", "--rows", "4", "--steps", "3", "--hidden", "32",
-                 "--layers", "2", "--vocab-size", "300", "--backends", "grouped", "sdpa"]  # fmt: skip
+                 "--layers", "2", "--vocab-size", "350", "--backends", "grouped", "sdpa"]  # fmt: skip
     monkeypatch.setattr("sys.argv", ["bench.step", *arguments])
     step.main()
     output = capsys.readouterr().out

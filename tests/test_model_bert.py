@@ -115,6 +115,8 @@ def test_checkpointing_changes_nothing_with_dropout_on(
             assert torch.equal(gradient, recomputed_gradients[name]), name
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 @pytest.mark.skipif(
     shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on CPUs"
 )
