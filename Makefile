@@ -30,6 +30,8 @@ fix: .venv/.installed
 
 bench: .venv/.installed   ## what we claim, measured
 	$(BIN)/python -m bench.data $(TEXT)
+	$(BIN)/python -m bench.step $(TEXT) --layers 4 --hidden 256 --vocab-size 8000
+	$(BIN)/python -m bench.heads --tokens 8192
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -24,6 +24,7 @@ os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 import torch
 from transformers import BertConfig, BertForPreTraining
 
+from bench.budget import time_budget
 from bench.text import plain_jsonl
 from data.batch import Batch, Reader, build_loader
 from data.lanes import DataConfig, StreamState
@@ -253,6 +254,13 @@ def main() -> None:
     peak = peak_flops(name) if device.type == "cuda" else None
     for line in table(rates, flops, peak):
         print(line)
+    if device.type == "cpu":
+        fastest = max(
+            ways[: 2 * len(options.backends)], key=lambda way: statistics.median(rates[way.name])
+        )
+        print(f"\nWhere the time of a step goes, {fastest.name}:\n\n| work | share |\n|---|---|")
+        for kind, share in time_budget(lambda: fastest.step(batches[-1])).items():
+            print(f"| {kind} | {share:.1%} |")
 
 
 if __name__ == "__main__":

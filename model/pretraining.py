@@ -9,6 +9,7 @@ from torch import nn
 from model.attention import Layout, choose_backend, lay_out
 from model.bert import Embeddings, Layer
 from model.checkpointing import run_layer
+from model.checks import check_ranges, check_starts
 from model.config import ModelConfig
 from model.heads import Losses, MlmHead, NspHead, classify_masked, classify_rows
 from model.modernbert import ModernEmbeddings, ModernLayer, Rotations, rotations
@@ -72,8 +73,8 @@ class ForPreTraining(nn.Module):
         cls_index, nsp_labels: int64 [P]: slot in B * L of a sequence's [CLS]; 0 is next, 1 random
         sequence_starts: int32, of `model.attention.find_starts`; None: found when needed
 
-        M and P may be 0. ValueError when shapes contradict or rows are longer than the model's;
-        values are not looked at, for that would wait for the device.
+        M and P may be 0. ValueError when shapes contradict, rows are longer than the model's, or, on CPUs, a
+        value is out of its range; on GPUs values are not looked at, for that would wait for the device.
         """
         for name, index, labels in (
             ("masked", masked_index, masked_labels),
@@ -83,6 +84,18 @@ class ForPreTraining(nn.Module):
                 raise ValueError(
                     f"{name} index {list(index.shape)} and labels {list(labels.shape)} differ"
                 )
+        if input_ids.device.type == "cpu":
+            num_slots, vocab_size = input_ids.numel(), self.vocab_size
+            check_ranges(
+                input_ids=(input_ids, vocab_size),
+                token_type_ids=(token_type_ids, self.config.type_vocab_size),
+                position_ids=(position_ids, self.config.max_position_embeddings),
+                masked_index=(masked_index, num_slots),
+                masked_labels=(masked_labels, vocab_size),
+                cls_index=(cls_index, num_slots),
+                nsp_labels=(nsp_labels, 2),
+            )
+            check_starts(sequence_starts, num_slots)
         hidden_TD, layout = self._encode(
             input_ids, token_type_ids, position_ids, sequence_ids, sequence_starts
         )

@@ -26,6 +26,8 @@ def test_step_bench_prints_every_way(
         line for line in output.splitlines() if "its defaults |" in line and "1.00 x" in line
     )
     assert defaults.count("x") >= 2
+    shares = re.findall(r"^\| [a-z][^|]* \| ([\d.]+)% \|$", output, flags=re.MULTILINE)
+    assert sum(map(float, shares)) == pytest.approx(100, abs=1)
 
 
 def test_every_way_to_the_loss_agrees() -> None:

@@ -271,3 +271,25 @@ def test_wrong_inputs_are_refused() -> None:
         model(**BATCH | {"nsp_labels": BATCH["nsp_labels"][1:]})
     with pytest.raises(ValueError, match="pad_token_id 60 is not in a vocabulary of 60 tokens"):
         build(CONFIG, VOCAB, pad_token_id=60)
+
+
+def test_values_out_of_range_are_refused_all_at_once() -> None:
+    """On CPUs, before an embedding would fail with an index and no name."""
+    model = build(CONFIG, VOCAB)
+    wrong = {name: value.clone() for name, value in BATCH.items()}
+    wrong["input_ids"][0, 0] = VOCAB
+    wrong["token_type_ids"][1, 1] = 2
+    wrong["masked_index"][0] = 4 * 24
+    wrong["masked_labels"][0] = -100
+    with pytest.raises(ValueError) as error:
+        model(**wrong)
+    for part in (
+        "input_ids holds 0 to 60, it must be in 0 to 59",
+        "token_type_ids holds 0 to 2, it must be in 0 to 1",
+        "masked_index holds",
+        "masked_labels holds -100 to",
+    ):
+        assert part in str(error.value)
+    for starts in ([0, 9, 16, 20], [1, 96], [0, 30, 20, 96]):
+        with pytest.raises(ValueError, match="sequence_starts must ascend from 0 to 96, the slots"):
+            model(**BATCH, sequence_starts=torch.tensor(starts, dtype=torch.int32))

@@ -1,0 +1,16 @@
+"""A model's size in, the memory of a rank's share of its state out."""
+
+from typing import Literal
+
+# Bytes for each parameter at ZeRO 3 (Rajbhandari et al. 2020, section 3), with gradients summed in fp32.
+WEIGHT_BYTES = {"bf16": 2, "fp32": 4}
+GRADIENT_BYTES, MASTER_BYTES, MOMENT_BYTES = 4, 4, 8
+
+
+def state_bytes(num_parameters: int, *, world_size: int, precision: Literal["bf16", "fp32"]) -> int:
+    """Bytes of weights, gradients, masters and Adam's moments on each rank at ZeRO 3.
+
+    Without activations, the layers that are gathered, and DeepSpeed's buffers, which have a fixed size.
+    """
+    each = WEIGHT_BYTES[precision] + GRADIENT_BYTES + MASTER_BYTES + MOMENT_BYTES
+    return -(-num_parameters * each // world_size)
