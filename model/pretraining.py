@@ -14,6 +14,8 @@ from model.config import ModelConfig
 from model.heads import Losses, MlmHead, NspHead, classify_masked, classify_rows
 from model.modernbert import ModernEmbeddings, ModernLayer, Rotations, rotations
 
+ANY = 1 << 62  # ModernBERT has no token types
+
 
 class ForPreTraining(nn.Module):
     """An encoder with its masked language model and next sentence heads.
@@ -84,11 +86,15 @@ class ForPreTraining(nn.Module):
                 raise ValueError(
                     f"{name} index {list(index.shape)} and labels {list(labels.shape)} differ"
                 )
+        self._check_shapes(input_ids, token_type_ids, position_ids, sequence_ids)
         if input_ids.device.type == "cpu":
             num_slots, vocab_size = input_ids.numel(), self.vocab_size
             check_ranges(
                 input_ids=(input_ids, vocab_size),
-                token_type_ids=(token_type_ids, self.config.type_vocab_size),
+                token_type_ids=(
+                    token_type_ids,
+                    ANY if self.is_modern else self.config.type_vocab_size,
+                ),
                 position_ids=(position_ids, self.config.max_position_embeddings),
                 masked_index=(masked_index, num_slots),
                 masked_labels=(masked_labels, vocab_size),
@@ -124,6 +130,7 @@ class ForPreTraining(nn.Module):
         sequence_ids: torch.Tensor,
     ) -> torch.Tensor:
         """Hidden states of the last layer, [B, L, D], of no meaning at padding; the rest as in `forward`."""
+        self._check_shapes(input_ids, token_type_ids, position_ids, sequence_ids)
         hidden_TD, layout = self._encode(
             input_ids, token_type_ids, position_ids, sequence_ids, None
         )
@@ -148,7 +155,6 @@ class ForPreTraining(nn.Module):
         sequence_starts: torch.Tensor | None,
     ) -> tuple[torch.Tensor, Layout]:
         """[T, D], and how the batch lies in T."""
-        self._check_shapes(input_ids, token_type_ids, position_ids, sequence_ids)
         config = self.config
         dtype = self.embeddings.layer_norm.weight.dtype
         layout = lay_out(
