@@ -1,10 +1,13 @@
-"""Real text in, tokens a second of a whole training step out, beside transformers' BertForPreTraining.
+"""Real text in, tokens a second of a whole training step out, beside transformers' own model.
 
     python -m bench.step TEXT.jsonl [...] [--length 128] [--rows 32] [--layers 12 --hidden 768]
+    python -m bench.step TEXT.jsonl --kind paragraphs --length 512       # lengths as they come
+    python -m bench.step TEXT.jsonl --kind packed --deepspeed ds_configs/zero1.json --dropout 0 --compile
 
-Every way gets the same batches: sequence pairs of the text as they come, one to a row, 15 % masked. A step
-is forward, backward, gradient clipping and AdamW on fp32 weights. Steps of all ways take turns in one run, so
-that a neighbour on the machine slows all of them; only real tokens count, not padding. Read the ratios.
+Every way gets the same batches, 15 % masked, padded to the longest row allowed. A step is forward, backward,
+gradient clipping and AdamW on fp32 weights. Steps of all ways take turns in one run, so that a neighbour on
+the machine slows all of them; only real tokens count, not padding. Read the ratios. Packed rows, in which
+sequences share a row, are for ours alone: transformers would let them see each other.
 """
 
 import argparse
@@ -17,22 +20,28 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 
 import torch
-from transformers import BertConfig, BertForPreTraining
+from transformers import (
+    BertConfig,
+    BertForPreTraining,
+    ModernBertConfig,
+    ModernBertForMaskedLM,
+)
 
 from bench.budget import time_budget
+from bench.step_batches import batches_of_paragraphs, batches_of_rows, fill, labels_of
 from bench.text import plain_jsonl
-from data.batch import Batch, Reader, build_loader
-from data.lanes import DataConfig, StreamState
+from data.batch import Batch
 from data.prepare import PrepareConfig, prepare
-from model.config import Backend, ModelConfig
+from model.config import Architecture, ModelConfig
 from model.flops import attended_pairs, flops_per_step, peak_flops
 from model.heads import IGNORED
-from model.weights import build
+from model.hf import hf_config
+from model.weights import build, build_empty, fresh_weights
 
 PACKAGES = ("torch", "transformers", "numpy")
 LEARNING_RATE = 1e-4
@@ -94,17 +103,52 @@ def plain_step(model: torch.nn.Module, *, is_fused: bool) -> Callable[[], None]:
     return step
 
 
-def their_inputs(batch: Batch, device: torch.device) -> dict[str, torch.Tensor]:
-    labels = torch.full((batch.input_ids.numel(),), IGNORED)
-    labels[batch.masked_index] = batch.masked_labels
+def deepspeed_way(
+    name: str, config: ModelConfig, vocab_size: int, device: torch.device, path: Path, rows: int
+) -> Way:
+    """The trainer's own engine, in one process."""
+    from trainer.ds import read_deepspeed_json, resolve
+    from trainer.engine import build_engine, set_accumulation, start_world
+    from trainer.optim import OptimConfig
+
+    start_world()
+    settings = resolve(
+        read_deepspeed_json(path),
+        micro_batch_size=rows,
+        accumulation=1,
+        clip_norm=1.0,
+        precision="bf16",
+    )
+    weights = fresh_weights(config, vocab_size, seed=0)
+    optim = OptimConfig(learning_rate=LEARNING_RATE)
+    engine = build_engine(build_empty(config, vocab_size), weights, optim, settings, device)
+
+    def whole(batch: Batch) -> None:
+        set_accumulation(engine, 0, 1)
+        losses = engine(**batch.model_inputs(device))
+        mlm = losses.mlm_loss_sum / losses.num_masked
+        engine.backward(mlm + losses.nsp_loss_sum / losses.num_pairs)
+        engine.step()
+
+    return Way(name, whole)
+
+
+def their_inputs(batch: Batch, device: torch.device, *, is_modern: bool) -> dict[str, torch.Tensor]:
     inputs = {
         "input_ids": batch.input_ids,
-        "token_type_ids": batch.token_type_ids,
         "attention_mask": (batch.sequence_ids >= 0).long(),
-        "labels": labels.view_as(batch.input_ids),
-        "next_sentence_label": batch.nsp_labels,
+        "labels": labels_of(batch, IGNORED),
     }
+    if not is_modern:
+        inputs |= {"token_type_ids": batch.token_type_ids, "next_sentence_label": batch.nsp_labels}
     return {name: value.to(device) for name, value in inputs.items()}
+
+
+def their_model(config: ModelConfig, vocab_size: int) -> Any:
+    fields = hf_config(config, vocab_size, {"[PAD]": 0})
+    if config.architecture == "modernbert":
+        return ModernBertForMaskedLM(ModernBertConfig(**fields))
+    return BertForPreTraining(BertConfig(**fields))
 
 
 def their_way(
@@ -113,20 +157,14 @@ def their_way(
     """kind: "defaults", as a user would write it, in fp32; the same with fused AdamW, in "fp32", under
     "autocast", or with weights in "bf16" and the masters that ours has. Attention is SDPA, as by default.
     """
-    fields = (
-        "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
-        "max_position_embeddings", "hidden_dropout_prob", "attention_probs_dropout_prob",
-    )  # fmt: skip
-    theirs = BertConfig(
-        vocab_size=vocab_size, **{field: getattr(config, field) for field in fields}
-    )
-    model: Any = BertForPreTraining(theirs)
+    model = their_model(config, vocab_size)
+    is_modern = config.architecture == "modernbert"
     model.to(device, torch.bfloat16 if kind == "bf16" else torch.float32).train()
     step = Masters(model).step if kind == "bf16" else plain_step(model, is_fused=kind != "defaults")
 
     def whole(batch: Batch) -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=kind == "autocast"):
-            loss = model(**their_inputs(batch, device)).loss
+            loss = model(**their_inputs(batch, device, is_modern=is_modern)).loss
         loss.backward()
         step()
 
@@ -134,21 +172,21 @@ def their_way(
 
 
 def ways_of(
-    config: ModelConfig, vocab_size: int, device: torch.device, backends: list[Backend]
+    options: argparse.Namespace, config: ModelConfig, device: torch.device
 ) -> Iterator[Way]:
-    for backend in backends:
+    vocab_size = options.vocab_size
+    for backend in options.backends:
+        changed = replace(config, attention=backend)
         for kind in ("bf16", "fp32"):
-            changed = replace(config, attention=backend)
             yield our_way(f"cloze, {kind}, {backend}", changed, vocab_size, device, kind)
+    if options.deepspeed:
+        name = f"cloze, bf16, {options.deepspeed.stem}"
+        yield deepspeed_way(name, config, vocab_size, device, options.deepspeed, options.rows)
+    if options.kind == "packed":
+        return
     yield their_way(DEFAULTS, config, vocab_size, device, "defaults")
     for kind in ("fp32", "autocast", "bf16"):
         yield their_way(f"transformers, {kind}, fused AdamW", config, vocab_size, device, kind)
-
-
-def batches_of(dataset: str, rows: int, length: int, number: int) -> list[Batch]:
-    data = DataConfig(path=dataset, sequence_length=length, packing=False, num_lanes=rows)
-    loader = build_loader(data, Reader(0, 1, rows, rows, seed=1), StreamState.start(rows, 1))
-    return [next(loader).batch for _ in range(number)]
 
 
 def measure(
@@ -187,16 +225,53 @@ def flops_per_token(config: ModelConfig, vocab_size: int, batches: list[Batch]) 
 def table(rates: dict[str, list[float]], flops: float, peak: float | None) -> Iterator[str]:
     """Markdown. The ratios are to transformers' defaults, and to the best of its ways."""
     medians = {name: statistics.median(values) for name, values in rates.items()}
-    best = max(median for name, median in medians.items() if name.startswith("transformers"))
+    theirs = [median for name, median in medians.items() if name.startswith("transformers")]
     yield "| way | tokens/s, median | least to most | TFLOP/s | MFU | to its defaults | to its best |"
     yield "|---|---|---|---|---|---|---|"
     for name, values in rates.items():
         used = medians[name] * flops
         mfu = f"{used / peak:.1%}" if peak else "-"
+        ratios = (
+            [f"{medians[name] / median:.2f} x" for median in (medians[DEFAULTS], max(theirs))]
+            if theirs
+            else ["-", "-"]
+        )
         yield (
             f"| {name} | {medians[name]:,.0f} | {min(values):,.0f} to {max(values):,.0f} | {used / 1e12:.3f} "
-            f"| {mfu} | {medians[name] / medians[DEFAULTS]:.2f} x | {medians[name] / best:.2f} x |"
+            f"| {mfu} | {ratios[0]} | {ratios[1]} |"
         )
+
+
+def config_of(options: argparse.Namespace) -> ModelConfig:
+    is_modern = options.architecture == "modernbert"
+    return ModelConfig(
+        architecture=options.architecture,
+        hidden_size=options.hidden,
+        num_hidden_layers=options.layers,
+        num_attention_heads=max(1, options.hidden // 64),
+        intermediate_size=options.hidden * 3 // 2 if is_modern else 4 * options.hidden,
+        max_position_embeddings=max(512, options.length),
+        layer_norm_eps=1e-5 if is_modern else 1e-12,
+        hidden_dropout_prob=options.dropout,
+        attention_probs_dropout_prob=options.dropout,
+        compile=options.compile,
+    )
+
+
+def batches_for(options: argparse.Namespace, folder: Path) -> list[Batch]:
+    text = plain_jsonl(options.text, folder / "text.jsonl", 20_000_000)
+    prepare(
+        PrepareConfig(
+            output=str(folder / "dataset"),
+            sources={"text": (str(text),)},
+            vocab_size=options.vocab_size,
+            num_processes=os.cpu_count() or 1,
+        )
+    )
+    size = (options.rows, options.length, options.steps)
+    if options.kind == "paragraphs":
+        return batches_of_paragraphs(folder / "dataset", text, *size)
+    return batches_of_rows(folder / "dataset", *size, packing=options.kind == "packed")
 
 
 def main() -> None:
@@ -209,6 +284,12 @@ def main() -> None:
     parser.add_argument(
         "--steps", type=int, default=7, help="of each way, the first two not counted"
     )
+    kinds = ("pairs", "paragraphs", "packed")
+    parser.add_argument("--kind", choices=kinds, default="pairs", help="of rows (default: pairs)")
+    parser.add_argument("--architecture", choices=get_args(Architecture), default="bert")
+    parser.add_argument(
+        "--deepspeed", type=Path, help="a JSON of ds_configs: ours under DeepSpeed, too"
+    )
     parser.add_argument("--hidden", type=int, default=768)
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--vocab-size", type=int, default=30000)
@@ -217,38 +298,17 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="our layers, by torch.compile")
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    config = ModelConfig(
-        hidden_size=options.hidden,
-        num_hidden_layers=options.layers,
-        num_attention_heads=max(1, options.hidden // 64),
-        intermediate_size=4 * options.hidden,
-        max_position_embeddings=max(512, options.length),
-        hidden_dropout_prob=options.dropout,
-        attention_probs_dropout_prob=options.dropout,
-        compile=options.compile,
-    )
+    config = config_of(options)
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor()
     packages = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
     print(
         f"{name or platform.machine()}, {os.cpu_count()} cores; Python {platform.python_version()}, {packages}"
     )
     with tempfile.TemporaryDirectory(prefix="cloze-bench-") as folder:
-        dataset = str(Path(folder, "dataset"))
-        text = plain_jsonl(options.text, Path(folder, "text.jsonl"), 20_000_000)
-        prepare(
-            PrepareConfig(
-                output=dataset,
-                sources={"text": (str(text),)},
-                vocab_size=options.vocab_size,
-                num_processes=os.cpu_count() or 1,
-            )
-        )
-        batches = batches_of(dataset, options.rows, options.length, options.steps)
-    tokens = sum(batch.num_tokens for batch in batches)
-    slots = sum(batch.input_ids.numel() for batch in batches)
+        batches = batches_for(options, Path(folder))
     print(f"\n{options.layers} layers of {options.hidden}, {options.rows} rows of {options.length} slots, "
-          f"{tokens / slots:.0%} of them filled, dropout {options.dropout}\n")  # fmt: skip
-    ways = list(ways_of(config, options.vocab_size, device, options.backends))
+          f"{fill(batches):.0%} of them filled, dropout {options.dropout}\n")  # fmt: skip
+    ways = list(ways_of(options, config, device))
     rates = measure(ways, batches, device, warm_up=min(2, options.steps - 1))
     flops = flops_per_token(config, options.vocab_size, batches)
     peak = peak_flops(name) if device.type == "cuda" else None

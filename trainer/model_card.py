@@ -4,6 +4,11 @@ from typing import Any
 
 from trainer.config import RunConfig, to_yaml
 
+NAMES = {
+    "bert": ("BERT", "BertForPreTraining"),
+    "modernbert": ("ModernBERT", "ModernBertForMaskedLM"),
+}
+
 
 def model_card(
     config: RunConfig, manifest: dict[str, Any], step: int, num_tokens: int, num_parameters: int
@@ -13,12 +18,13 @@ def model_card(
         f"| {name} | {splits['train']['num_documents']:,} | {splits['train']['num_tokens']:,} |"
         for name, splits in manifest["sources"].items()
     )
+    name, hf_class = NAMES[config.model.architecture]
     return f"""---
 library_name: transformers
-tags: [bert, fill-mask]
+tags: [{config.model.architecture}, fill-mask]
 ---
 
-# A BERT encoder, pretrained with Cloze
+# A {name} encoder, pretrained with Cloze
 
 {num_parameters:,} parameters, {step:,} optimizer steps, {num_tokens:,} tokens seen (masked language modelling
 and next-sentence prediction, Devlin et al. 2019; masks drawn anew in each epoch).
@@ -28,7 +34,7 @@ from transformers import pipeline
 print(pipeline("fill-mask", model=".")("The capital of France is [MASK]."))
 ```
 
-`BertForPreTraining`, `BertForMaskedLM` and `AutoModel` load this folder without missing or unexpected weights.
+`{hf_class}` takes every weight of this folder; classes with fewer heads, such as `AutoModel`, leave the rest.
 
 ## Data
 
