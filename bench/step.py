@@ -4,7 +4,7 @@
     python -m bench.step TEXT.jsonl --kind paragraphs --length 512       # lengths as they come
     python -m bench.step TEXT.jsonl --kind packed --deepspeed ds_configs/zero1.json --dropout 0 --compile
 
-Every way gets the same batches, 15 % masked, padded to the longest row allowed. A step is forward, backward,
+Every way gets the same batches, 15 % masked. A step is forward, backward,
 gradient clipping and AdamW on fp32 weights. Steps of all ways take turns in one run, so that a neighbour on
 the machine slows all of them; only real tokens count, not padding. Read the ratios. Packed rows, in which
 sequences share a row, are for ours alone: transformers would let them see each other.
@@ -133,14 +133,22 @@ def deepspeed_way(
     return Way(name, whole)
 
 
-def their_inputs(batch: Batch, device: torch.device, *, is_modern: bool) -> dict[str, torch.Tensor]:
+def their_inputs(
+    batch: Batch, device: torch.device, *, is_modern: bool, is_cut: bool
+) -> dict[str, torch.Tensor]:
+    """is_cut: padded to the longest row of the batch, not to the longest allowed."""
     inputs = {
         "input_ids": batch.input_ids,
         "attention_mask": (batch.sequence_ids >= 0).long(),
         "labels": labels_of(batch, IGNORED),
     }
     if not is_modern:
-        inputs |= {"token_type_ids": batch.token_type_ids, "next_sentence_label": batch.nsp_labels}
+        inputs["token_type_ids"] = batch.token_type_ids
+    if is_cut:
+        longest = int(batch.sequence_lengths.max())
+        inputs = {name: value[:, :longest].contiguous() for name, value in inputs.items()}
+    if not is_modern:
+        inputs["next_sentence_label"] = batch.nsp_labels
     return {name: value.to(device) for name, value in inputs.items()}
 
 
@@ -154,17 +162,19 @@ def their_model(config: ModelConfig, vocab_size: int) -> Any:
 def their_way(
     name: str, config: ModelConfig, vocab_size: int, device: torch.device, kind: str
 ) -> Way:
-    """kind: "defaults", as a user would write it, in fp32; the same with fused AdamW, in "fp32", under
-    "autocast", or with weights in "bf16" and the masters that ours has. Attention is SDPA, as by default.
+    """kind: "defaults", as a user would write it, in fp32, padded to the longest row allowed; or with fused
+    AdamW, padded to the longest of the batch, in "fp32", under "autocast", or with weights in "bf16" and the
+    masters that ours has. Attention is SDPA, as by default.
     """
     model = their_model(config, vocab_size)
+    is_cut = kind != "defaults"
     is_modern = config.architecture == "modernbert"
     model.to(device, torch.bfloat16 if kind == "bf16" else torch.float32).train()
     step = Masters(model).step if kind == "bf16" else plain_step(model, is_fused=kind != "defaults")
 
     def whole(batch: Batch) -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=kind == "autocast"):
-            loss = model(**their_inputs(batch, device, is_modern=is_modern)).loss
+            loss = model(**their_inputs(batch, device, is_modern=is_modern, is_cut=is_cut)).loss
         loss.backward()
         step()
 
