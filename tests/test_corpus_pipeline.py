@@ -214,6 +214,20 @@ def test_killed_on_the_way_and_started_again(done: Path, tmp_path: Path) -> None
     assert contents(tmp_path / "out") == contents(done / "out")
 
 
+def test_a_job_that_slurm_refuses(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when it asks for more memory than a node has: no traceback, but what to change."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    (tools / "sbatch").write_text("#!/bin/bash\necho 'sbatch: error: Memory' >&2\nexit 1\n")
+    (tools / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+    path = recipe_file(tmp_path, raw, executor={"kind": "slurm", "workers": 3, "partition": "main"})
+    with pytest.raises(ValueError, match=r"sbatch did not take a job .*executor\.mem_per_cpu_gb"):
+        run_recipe(load_recipe(path, []))
+
+
 def test_slurm_scripts(raw: Path, tmp_path: Path) -> None:
     """Without Slurm: an array as long as there are tasks, sound shell, the Python of now."""
     path = recipe_file(

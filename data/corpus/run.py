@@ -7,6 +7,7 @@ is the same bytes wherever it was made.
 
 import glob
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -210,7 +211,13 @@ def _executor(
 def _submit(executors: list[PipelineExecutor], dry_run: bool) -> None:
     """Hand the last stage to Slurm, which makes it wait for those before it; dry_run: write scripts only."""
     if not dry_run:
-        executors[-1].run()
+        try:
+            executors[-1].run()
+        except subprocess.CalledProcessError as error:  # it has told why itself, on standard error
+            raise ValueError(
+                f"sbatch did not take a job (exit status {error.returncode}; its own words are above): change "
+                "executor.partition, executor.time, executor.mem_per_cpu_gb or executor.sbatch"
+            ) from error
         return
     for executor in executors:
         assert isinstance(executor, SlurmPipelineExecutor)
