@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model.attention import Segments, attend
+from model.attention import attend
 from model.config import ModelConfig
 from model.dropout import drop_out
+from model.layout import Segments
 
 
 class Embeddings(nn.Module):
@@ -52,7 +53,7 @@ class Layer(nn.Module):
         self.attention_dropout = config.attention_probs_dropout_prob
 
     def forward(self, hidden_TD: torch.Tensor, segments: Segments) -> torch.Tensor:
-        """[T, D] -> [T, D]. segments: of `model.attention.lay_out`."""
+        """[T, D] -> [T, D]. segments: of `model.layout.lay_out`."""
         dropout = self.dropout if self.training else 0.0
         attended_TD = self.attention_output(self._attend(hidden_TD, segments))
         hidden_TD = self.attention_norm(hidden_TD + drop_out(attended_TD, dropout))

@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model.attention import Segments, attend
+from model.attention import attend
 from model.config import ModelConfig
 from model.dropout import drop_out
+from model.layout import Segments
 
 
 class Rotations(NamedTuple):
@@ -78,7 +79,7 @@ class ModernLayer(nn.Module):
         self.attention_dropout = config.attention_probs_dropout_prob
 
     def forward(self, hidden_TD: torch.Tensor, segments: Segments, by: Rotations) -> torch.Tensor:
-        """[T, D] -> [T, D]. segments: of `model.attention.lay_out`; by: of this layer's theta."""
+        """[T, D] -> [T, D]. segments: of `model.layout.lay_out`; by: of this layer's theta."""
         dropout = self.dropout if self.training else 0.0
         query_THK, key_THK, value_THK = (
             self.qkv(self.attention_norm(hidden_TD))

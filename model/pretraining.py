@@ -6,15 +6,13 @@
 import torch
 from torch import nn
 
-from model.attention import Layout, choose_backend, lay_out
 from model.bert import Embeddings, Layer
 from model.checkpointing import run_layer
 from model.checks import check_ranges, check_starts
 from model.config import ModelConfig
 from model.heads import Losses, MlmHead, NspHead, classify_masked, classify_rows
+from model.layout import Layout, choose_backend, lay_out
 from model.modernbert import ModernEmbeddings, ModernLayer, Rotations, rotations
-
-ANY = 1 << 62  # ModernBERT has no token types
 
 
 class ForPreTraining(nn.Module):
@@ -73,7 +71,7 @@ class ForPreTraining(nn.Module):
         sequence_ids: int [B, L]: which sequence of its row a slot belongs to; -1 is padding
         masked_index, masked_labels: int64 [M]: slot in B * L, and the token that stood there
         cls_index, nsp_labels: int64 [P]: slot in B * L of a sequence's [CLS]; 0 is next, 1 random
-        sequence_starts: int32, of `model.attention.find_starts`; None: found when needed
+        sequence_starts: int32, of `model.layout.find_starts`; None: found when needed
 
         M and P may be 0. ValueError when shapes contradict, rows are longer than the model's, or, on CPUs, a
         value is out of its range; on GPUs values are not looked at, for that would wait for the device.
@@ -89,12 +87,14 @@ class ForPreTraining(nn.Module):
         self._check_shapes(input_ids, token_type_ids, position_ids, sequence_ids)
         if input_ids.device.type == "cpu":
             num_slots, vocab_size = input_ids.numel(), self.vocab_size
+            types = (
+                {}
+                if self.is_modern
+                else {"token_type_ids": (token_type_ids, self.config.type_vocab_size)}
+            )
             check_ranges(
+                **types,
                 input_ids=(input_ids, vocab_size),
-                token_type_ids=(
-                    token_type_ids,
-                    ANY if self.is_modern else self.config.type_vocab_size,
-                ),
                 position_ids=(position_ids, self.config.max_position_embeddings),
                 masked_index=(masked_index, num_slots),
                 masked_labels=(masked_labels, vocab_size),

@@ -1,6 +1,5 @@
 """A rank of tests/test_trainer_partition.py: builds a model at ZeRO 3 and steps it, and tells what it held."""
 
-import gc
 import json
 import sys
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import torch
 from test_model_bert import packed_batch
 
+from bench.memory import live_bytes
 from model.config import ModelConfig
 from model.weights import build, build_empty, fresh_weights, parameter_shapes
 from trainer import engine as engines
@@ -22,14 +22,6 @@ CONFIG = ModelConfig(
     intermediate_size=688, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     layer_norm_eps=1e-5,
 )  # fmt: skip
-
-
-def live_bytes() -> int:
-    """Memory of all tensors that exist in this process."""
-    gc.collect()
-    tensors = (o for o in gc.get_objects() if type(o) in (torch.Tensor, torch.nn.Parameter))
-    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
-    return sum(storages.values())
 
 
 def main(output: Path) -> None:

@@ -4,18 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model.attention import (
-    Window,
-    attend,
-    attend_blocks,
-    attend_eager,
-    choose_backend,
-    find_starts,
-    lay_out,
-    sequence_mask,
-)
+from model.attention import attend, attend_blocks, attend_eager
 from model.config import Backend
 from model.dropout import drop_out
+from model.layout import Window, choose_backend, find_starts, lay_out, sequence_mask
 
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 Tensors = tuple[torch.Tensor, ...]

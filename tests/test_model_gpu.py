@@ -10,8 +10,9 @@ from support import launch, read_metrics, tiny_preset
 from test_model_attention import SEQUENCE_IDS, random_qkv
 from test_model_bert import BATCH, WITHOUT_DROPOUT, packed_batch
 
-from model.attention import Window, attend, find_starts, lay_out
+from model.attention import attend
 from model.config import Backend
+from model.layout import Window, find_starts, lay_out
 from model.weights import build
 
 pytestmark = [
@@ -35,7 +36,7 @@ def test_backends_agree_with_eager_on_a_gpu(backend: Backend, window: Window) ->
         starts = torch.cat([starts, starts[-1:].expand(5)])  # as the loader fills up
         layout = lay_out(ids, starts, backend=kind, windows=[window], dtype=torch.bfloat16)
         flat = qkv if layout.slot_T is None else [tensor[layout.slot_T] for tensor in qkv]
-        output = attend(*flat, layout.segments, window=window, dropout=0.0)
+        output = attend(flat[0], flat[1], flat[2], layout.segments, window=window, dropout=0.0)
         output = output if layout.place is None else output[layout.place]
         output = output * (ids.flatten() >= 0)[:, None]
         outcomes.append([output, *torch.autograd.grad(output.float().square().sum(), qkv)])

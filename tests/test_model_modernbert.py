@@ -14,6 +14,7 @@ from transformers import ModernBertConfig, ModernBertForMaskedLM, ModernBertMode
 from model.config import Backend, ModelConfig
 from model.hf import export_hf, import_hf, missing_weights
 from model.hf_classes import export_class
+from model.hf_names import to_hf_names
 from model.pretraining import ForPreTraining
 from model.weights import build, fresh_weights, load_weights
 
@@ -129,8 +130,6 @@ def test_loss_and_gradients_equal_theirs(
     )
     (losses.mlm_loss_sum / 6).backward()
     assert losses.mlm_loss_sum.item() / 6 == pytest.approx(output.loss.item(), rel=loss_bound)
-    from model.hf_names import to_hf_names
-
     gradients = {name: p.grad.float() for name, p in ours.named_parameters() if p.grad is not None}
     expected = {name: p.grad for name, p in theirs.named_parameters()}
     renamed = to_hf_names(gradients, ours.config)
@@ -218,8 +217,6 @@ def test_initialisation_has_the_spread_of_theirs() -> None:
         num_hidden_layers=4,
         global_attention_every=3,
     )
-    from model.hf_names import to_hf_names
-
     ours = to_hf_names(dict(fresh_weights(config, 500, seed=1)), config)
     for name, value in theirs.named_parameters():
         if value.ndim == 2:

@@ -11,10 +11,10 @@ from data.batch import MicroBatches
 from data.lanes import StreamState
 from data.shards import Dataset
 from data.sources import training_sources
-from model.attention import choose_backend
 from model.config import MODERN_FIELDS, Backend
 from model.flops import num_parameters
 from model.hf import import_hf, missing_weights
+from model.layout import choose_backend
 from model.pretraining import ForPreTraining
 from model.weights import build_empty, fresh_weights
 from trainer.checkpoint import newest_valid, restore

@@ -1,0 +1,242 @@
+"""Sequence numbers of a batch in, how it lies in flat slots out: what attention must know, once for all layers.
+
+Which backend wants what: `model.attention`.
+"""
+
+# B rows, L slots of a row, T flat slots, N sequences of a group, G slots of each of them
+
+import importlib.util
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from model.config import WITHOUT_DROPOUT, Backend
+
+Window = int | None  # tokens to each side that are attended to; None: the whole sequence
+HALF = (torch.bfloat16, torch.float16)
+ROUND_LENGTH = 8  # grouped: lengths are rounded up to multiples of this,
+SHORTEST_OF_GROUP = 0.9  # and a group holds sequences of this share of its longest, or more
+BLOCKS_PAY_OFF = (
+    4  # windows: local attention goes block by block where sequences are longer than this
+)
+
+
+def choose_backend(
+    backend: Backend, device: torch.device, dropout: float, dtype: torch.dtype
+) -> Backend:
+    """The backend that "auto" stands for. ValueError where the one asked for cannot run here.
+
+    dropout: of attention probabilities; dtype: of the weights.
+    """
+    has_flash = importlib.util.find_spec("flash_attn") is not None
+    if backend == "auto":
+        if device.type == "cpu":
+            return "grouped"
+        if dtype not in HALF:
+            return "sdpa"
+        if dropout == 0:
+            return "varlen"
+        return "flash" if has_flash else "sdpa"
+    if backend in ("varlen", "flash", "flex") and device.type != "cuda":
+        raise ValueError(
+            f"attention {backend!r} needs a GPU, this is {device.type}: use 'grouped' or 'auto'"
+        )
+    if backend == "flash" and not has_flash:
+        raise ValueError("attention 'flash' needs the package flash-attn: pip install flash-attn")
+    if backend in ("varlen", "flash") and dtype not in HALF:
+        raise ValueError(
+            f"attention {backend!r} needs precision bf16, not {dtype}: use 'sdpa' or 'auto'"
+        )
+    if backend in WITHOUT_DROPOUT and dropout:
+        raise ValueError(
+            f"attention {backend!r} cannot drop out, attention_probs_dropout_prob is {dropout}"
+        )
+    return backend
+
+
+class Group(NamedTuple):
+    """The next N * G flat slots are N sequences in G slots each."""
+
+    num_sequences: int
+    length: int
+    masks: dict[
+        Window, torch.Tensor | None
+    ]  # to add to scores, [N or 1, 1, 1 or G, G]; None: nothing
+
+
+class Grouped(NamedTuple):
+    groups: tuple[Group, ...]
+
+
+class Rows(NamedTuple):
+    """Every row at once, with masks [B, 1, L, L] to add to scores."""
+
+    shape: tuple[int, int]
+    masks: dict[Window, torch.Tensor]
+    is_fused: bool
+
+
+class Varlen(NamedTuple):
+    """starts: int32 [S + 1], the flat slot each sequence begins at, at last T."""
+
+    starts: torch.Tensor
+    longest: int
+    is_flash: bool
+
+
+class Flex(NamedTuple):
+    shape: tuple[int, int]
+    block_masks: dict[Window, Any]
+
+
+Segments = Grouped | Rows | Varlen | Flex
+
+
+class Layout(NamedTuple):
+    """How a batch lies in flat slots."""
+
+    segments: Segments
+    slot_T: torch.Tensor | None  # int64, of the B * L slots the one that each flat slot shows
+    place: torch.Tensor | None  # int64 [B * L], the flat slot that shows it; None: the same numbers
+
+
+def lay_out(
+    sequence_ids_BL: torch.Tensor,
+    sequence_starts: torch.Tensor | None,
+    *,
+    backend: Backend,
+    windows: Sequence[Window],
+    dtype: torch.dtype,
+) -> Layout:
+    """What attention must know of a batch, computed once for all layers.
+
+    sequence_ids_BL: integers; equal neighbours in a row are one sequence, -1 is padding
+    sequence_starts: int32 [S + 1], the slot of B * L where each run of equal ids begins, then B * L, as often
+        as one likes; None: found here, which waits for the device
+    backend: not "auto"; windows: of all layers
+    """
+    shape = (sequence_ids_BL.shape[0], sequence_ids_BL.shape[1])
+    if backend in ("sdpa", "eager"):
+        masks = {window: sequence_mask(sequence_ids_BL, dtype, window) for window in windows}
+        return Layout(Rows(shape, masks, backend == "sdpa"), None, None)
+    if backend == "flex":
+        return Layout(Flex(shape, _block_masks(sequence_ids_BL, windows)), None, None)
+    if sequence_starts is None:
+        sequence_starts = find_starts(sequence_ids_BL)
+    if backend in ("varlen", "flash"):
+        return Layout(Varlen(sequence_starts, shape[1], backend == "flash"), None, None)
+    return _group(sequence_ids_BL, sequence_starts, windows, dtype)
+
+
+def find_starts(sequence_ids_BL: torch.Tensor) -> torch.Tensor:
+    """int32 [S + 1]: the slots of B * L at which a row or another sequence begins, then B * L."""
+    is_start = torch.ones_like(sequence_ids_BL, dtype=torch.bool)
+    is_start[:, 1:] = sequence_ids_BL[:, 1:] != sequence_ids_BL[:, :-1]
+    starts = is_start.flatten().nonzero().flatten()
+    return torch.cat([starts, starts.new_tensor([sequence_ids_BL.numel()])]).to(torch.int32)
+
+
+def sequence_mask(
+    sequence_ids_BL: torch.Tensor, dtype: torch.dtype, window: Window = None
+) -> torch.Tensor:
+    """What to add to attention scores: 0 within a sequence (and window), -inf across. [B, 1, L, L] of `dtype`.
+
+    sequence_ids_BL: any integers; equal ids in a row are one sequence. The padding of a row (all
+    -1) thereby is a sequence of its own: it attends to itself, nothing else attends to it, and no
+    slot has -inf only.
+    """
+    allowed_BLL = sequence_ids_BL[:, :, None] == sequence_ids_BL[:, None, :]
+    if window is not None:
+        allowed_BLL = allowed_BLL & _near(sequence_ids_BL.shape[1], window, sequence_ids_BL.device)
+    mask_BLL = torch.zeros(allowed_BLL.shape, dtype=dtype, device=allowed_BLL.device)
+    return mask_BLL.masked_fill_(~allowed_BLL, -math.inf).unsqueeze(1)
+
+
+def _near(length: int, window: int, device: torch.device) -> torch.Tensor:
+    """Boolean [L, L]: at most `window` slots apart."""
+    slots = torch.arange(length, device=device)
+    return (slots[:, None] - slots[None, :]).abs() <= window
+
+
+def _group(
+    sequence_ids_BL: torch.Tensor,
+    sequence_starts: torch.Tensor,
+    windows: Sequence[Window],
+    dtype: torch.dtype,
+) -> Layout:
+    """Sequences by length, the longest first; each group in as many slots as its longest needs."""
+    device = sequence_ids_BL.device
+    bounds = sequence_starts.to("cpu", torch.int64)
+    starts, lengths = bounds[:-1], bounds.diff()
+    flat_ids = sequence_ids_BL.flatten()
+    is_real = lengths > 0
+    is_real[is_real.clone()] = flat_ids[starts[is_real].to(device)].cpu() >= 0
+    starts, lengths = starts[is_real], lengths[is_real]
+    lengths, order = lengths.sort(descending=True, stable=True)
+    starts = starts[order]
+    groups, slots, shown, first = [], [], [], 0
+    sizes = lengths.tolist()
+    while first < len(sizes):
+        longest = -(-sizes[first] // ROUND_LENGTH) * ROUND_LENGTH
+        last = first
+        while (last < len(sizes) and sizes[last] >= SHORTEST_OF_GROUP * longest) or last == first:
+            last += 1
+        longest = sizes[first] if sizes[first] == sizes[last - 1] else longest
+        within = torch.arange(longest)
+        is_token = within < lengths[first:last, None]
+        slots.append(
+            torch.where(is_token, starts[first:last, None] + within, starts[first:last, None])
+        )
+        shown.append(is_token.flatten())
+        masks = _group_masks(is_token, windows, dtype, device)
+        groups.append(Group(last - first, longest, masks))
+        first = last
+    slot_T = torch.cat([part.flatten() for part in slots]) if slots else bounds[:0]
+    is_shown = torch.cat(shown) if shown else slot_T.bool()
+    place = torch.zeros(sequence_ids_BL.numel(), dtype=torch.int64)
+    place[slot_T[is_shown]] = is_shown.nonzero().flatten()
+    return Layout(Grouped(tuple(groups)), slot_T.to(device), place.to(device))
+
+
+def _group_masks(
+    is_token_NG: torch.Tensor, windows: Sequence[Window], dtype: torch.dtype, device: torch.device
+) -> dict[Window, torch.Tensor | None]:
+    length = is_token_NG.shape[1]
+    padding = None
+    if not is_token_NG.all():
+        padding = torch.zeros(is_token_NG.shape, dtype=dtype)
+        padding = padding.masked_fill_(~is_token_NG, -math.inf)[:, None, None, :].to(device)
+    masks: dict[Window, torch.Tensor | None] = {None: padding}
+    for window in windows:
+        if window is None or length > BLOCKS_PAY_OFF * window:
+            continue
+        masks[window] = padding
+        if length > window + 1:
+            allowed = _near(length, window, torch.device("cpu"))
+            allowed = allowed & is_token_NG[:, None, :] if padding is not None else allowed[None]
+            allowed = allowed | ~allowed.any(
+                -1, keepdim=True
+            )  # padded queries far from every token
+            mask = torch.zeros(allowed.shape, dtype=dtype).masked_fill_(~allowed, -math.inf)
+            masks[window] = mask[:, None].to(device)
+    return masks
+
+
+def _block_masks(sequence_ids_BL: torch.Tensor, windows: Sequence[Window]) -> dict[Window, Any]:
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    rows, length = sequence_ids_BL.shape
+
+    def build(window: Window) -> Any:
+        def allowed(
+            row: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor
+        ) -> torch.Tensor:
+            del head
+            same = sequence_ids_BL[row, query] == sequence_ids_BL[row, key]
+            return same if window is None else same & ((query - key).abs() <= window)
+
+        return create_block_mask(allowed, rows, None, length, length, device=sequence_ids_BL.device)
+
+    return {window: build(window) for window in windows}
