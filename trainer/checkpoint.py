@@ -1,7 +1,7 @@
 """Engine and state in, a checkpoint folder out, complete or absent; and back.
 
     checkpoints/step-00000120/
-        train_state-00000-of-00002.safetensors   fp32, by name: master/<p>, exp_avg/<p>, exp_avg_sq/<p>
+        train_state-00000-of-00002.safetensors   fp32, by name: master/<p>, exp_avg/<p>, ...
         state.json                               step, tokens, stream cursors, configuration, digests
         hf/                                      the model as `transformers` loads it
         MANIFEST.json                            size and sha256 of every file, written last
@@ -32,7 +32,7 @@ from trainer.checkpoint_files import (
     problems_of,
     read_state,
 )
-from trainer.engine import MOMENTS, NamedState, Part
+from trainer.engine import MASTER, NamedState
 from trainer.files import (
     check_free_space,
     remove_folder,
@@ -43,10 +43,6 @@ from trainer.files import (
 )
 from trainer.state import TrainState
 from trainer.world import World
-
-PARTS: tuple[Part, ...] = ("master", *MOMENTS)  # pyright: ignore[reportAssignmentType]
-BYTES_PER_PARAMETER = 16  # master, two moments, and the fp32 copy in hf/
-
 
 # Writes the model as a Hugging Face folder; called on rank 0 with fp32 weights by our names.
 WriteHf = Callable[[dict[str, torch.Tensor], Path], None]
@@ -62,10 +58,13 @@ def save(
     """
     final = checkpoints_folder(run_dir) / name_of(document["step"])
     temporary = final.with_name(world.broadcast(f".tmp-{final.name}-{uuid.uuid4().hex[:8]}"))
-    num_parameters = sum(named.shape(name).numel() for name in named.parameters)
+    sizes = {name: 4 * named.shape(name).numel() for name in named.parameters}
+    needed_bytes = sum(
+        size * (len(named.parts(name)) + 1) for name, size in sizes.items()
+    )  # 1: hf/
     document = {"format": FORMAT, "optimizer_step": named.optimizer_step, **document}
     try:
-        _agree(world, _prepare, temporary, num_parameters * BYTES_PER_PARAMETER, world)
+        _agree(world, _prepare, temporary, needed_bytes, world)
         mine, weights = _gather(named, world)
         contents = {"document": document, "weights": weights, "write_hf": write_hf}
         written = _agree(world, _write_files, temporary, mine, contents, world)
@@ -112,13 +111,13 @@ def _gather(
     owners = share_out({name: named.shape(name).numel() for name in named.parameters}, world.size)
     not_finite = []
     for name in named.parameters:
-        for part in PARTS:
+        for part in named.parts(name):
             value = named.get(name, part)
             if not torch.isfinite(value).all():
                 not_finite.append(f"{part} of {name}")
             if owners[name] == world.rank:
                 mine[f"{part}/{name}"] = value.cpu().contiguous()
-            if part == "master" and world.is_main:
+            if part == MASTER and world.is_main:
                 weights[name] = value.cpu()
     if not_finite:
         raise ValueError(
@@ -207,7 +206,7 @@ def newest_valid(run_dir: Path, world: World) -> Path | None:
 def restore(folder: Path, named: NamedState) -> TrainState:
     """Load a verified checkpoint into an engine of any ZeRO stage and world size. Collective."""
     document = read_state(folder)
-    left = {f"{part}/{name}" for name in named.parameters for part in PARTS}
+    left = {f"{part}/{name}" for name in named.parameters for part in named.parts(name)}
     named.begin_load(document["optimizer_step"])
     for path in sorted(folder.glob("train_state-*.safetensors")):
         with safe_open(path, framework="pt") as tensors:

@@ -1,15 +1,15 @@
 """A model, an optimizer and a DeepSpeed configuration in, a ready engine and its named state out.
 
-`NamedState` reads and writes fp32 master weights and Adam moments by parameter name, whatever the
-ZeRO stage: what a checkpoint holds has no partition in it, so it continues at any stage and world
-size.
+`NamedState` reads and writes fp32 master weights and the optimizer's other parts by parameter name,
+whatever the ZeRO stage: what a checkpoint holds has no partition in it, so it continues at any stage
+and world size.
 """
 
 import os
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import deepspeed
 import torch
@@ -20,8 +20,7 @@ from trainer.optim import OptimConfig, build_optimizer
 from trainer.world import COLLECTIVE_TIMEOUT, World, device_of, read_environment
 
 Engine = Any  # deepspeed.DeepSpeedEngine, whose attributes no type checker can follow
-MOMENTS = ("exp_avg", "exp_avg_sq")
-Part = Literal["master", "exp_avg", "exp_avg_sq"]
+MASTER = "master"  # the part that every parameter has; the others are its optimizer's state
 
 
 def start_world() -> World:
@@ -99,13 +98,16 @@ def build_engine(
     state = NamedState(engine)
     state.begin_load(optimizer_step=0)
     for name, value in weights:
-        state.load(name, "master", value)
+        state.load(name, MASTER, value)
     state.end_load()
     return engine
 
 
 class NamedState:
-    """Master weights and Adam moments of an engine, by parameter name. Every method is collective."""
+    """Master weights and optimizer state of an engine, by parameter name.
+
+    `get` and everything that begins, does or ends a load are collective.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -117,6 +119,15 @@ class NamedState:
             engine.basic_optimizer
         )  # torch's optimizer, over flat partitions for stages 1-3
         self.wrapper: Any = engine.optimizer
+        self._parts: dict[str, tuple[str, ...]] = {
+            name: (MASTER, *group["moments"])
+            for group in self.base.param_groups
+            for name in group["names"]
+        }
+
+    def parts(self, name: str) -> tuple[str, ...]:
+        """What a checkpoint holds of a parameter: its master, then the optimizer's state of it."""
+        return self._parts[name]
 
     def shape(self, name: str) -> torch.Size:
         parameter = self.parameters[name]
@@ -132,12 +143,12 @@ class NamedState:
         dist.all_reduce(local, op=dist.ReduceOp.MAX)
         return int(local)
 
-    def get(self, name: str, part: Part) -> torch.Tensor:
+    def get(self, name: str, part: str) -> torch.Tensor:
         """fp32, full shape, a copy, on every rank."""
         parameter = self.parameters[name]
         if self.stage == 0:
             master = self._masters_of_stage_0()[parameter]
-            return (master if part == "master" else self.base.state[master][part]).detach().clone()
+            return (master if part == MASTER else self.base.state[master][part]).detach().clone()
         if self.stage == 3:
             full = parameter._z3_optimizer.get_full_hp_param(parameter, _key(part))
         else:
@@ -145,19 +156,19 @@ class NamedState:
         return full.detach().clone()
 
     def begin_load(self, optimizer_step: int) -> None:
-        """Give every parameter the optimizer owns zero moments and a step count. Then `load` each."""
-        for owned in self._owned_by_optimizer():
+        """Give all that the optimizer owns zero state and a step count. Then `load` each parameter."""
+        for owned, moments in self._owned_by_optimizer():
             self.base.state[owned] = {
                 "step": torch.tensor(
                     float(optimizer_step), dtype=torch.float32, device=owned.device
                 ),
-                **{key: torch.zeros_like(owned, dtype=torch.float32) for key in MOMENTS},
+                **{key: torch.zeros_like(owned, dtype=torch.float32) for key in moments},
             }
         if self.stage in (1, 2):
             self.wrapper._hp_optimizer_states_linked = False
             self.wrapper._lazy_init_hp_params_optimizer_state()
 
-    def load(self, name: str, part: Part, value: torch.Tensor) -> None:
+    def load(self, name: str, part: str, value: torch.Tensor) -> None:
         """Write one full fp32 tensor; each rank keeps its own part of it."""
         parameter = self.parameters[name]
         if value.shape != self.shape(name):
@@ -166,13 +177,13 @@ class NamedState:
             )
         if self.stage == 0:
             master = self._masters_of_stage_0()[parameter]
-            target = master.data if part == "master" else self.base.state[master][part]
+            target = master.data if part == MASTER else self.base.state[master][part]
             target.copy_(value)
         elif self.stage == 3:
             self._load_stage_3(parameter, part, value)
         elif parameter._hp_mapping is not None:  # None: this rank holds no part of it
             parameter.set_full_hp_param(value.to(torch.float32), _key(part))
-        if part == "master" and self.stage < 3:
+        if part == MASTER and self.stage < 3:
             parameter.data.copy_(value)
 
     def end_load(self) -> None:
@@ -190,11 +201,14 @@ class NamedState:
             persistent[0].partition(persistent)
             persistent[0].all_gather(persistent)
 
-    def _owned_by_optimizer(self) -> list[torch.Tensor]:
-        """The tensors torch's optimizer steps: whole masters at stage 0, flat partitions above."""
+    def _owned_by_optimizer(self) -> list[tuple[torch.Tensor, tuple[str, ...]]]:
+        """The tensors the optimizer steps, and its state of each: masters at stage 0, else flat partitions."""
+        groups = self.base.param_groups
         if self.stage == 3:  # it lends the optimizer one sub-group at a time
-            return list(self.wrapper.fp32_partitioned_groups_flat)
-        return [tensor for group in self.base.param_groups for tensor in group["params"]]
+            group_of = self.wrapper.sub_group_to_group_id
+            flat = self.wrapper.fp32_partitioned_groups_flat
+            return [(owned, groups[group_of[i]]["moments"]) for i, owned in enumerate(flat)]
+        return [(owned, group["moments"]) for group in groups for owned in group["params"]]
 
     def _masters_of_stage_0(self) -> dict[torch.nn.Parameter, torch.Tensor]:
         if self.wrapper is self.base:  # fp32: the module's own parameters
@@ -202,7 +216,7 @@ class NamedState:
         pairs: Iterable[Any] = zip(self.wrapper.fp16_groups, self.wrapper.fp32_groups, strict=True)
         return {low: high for lows, highs in pairs for low, high in zip(lows, highs, strict=True)}
 
-    def _load_stage_3(self, parameter: Any, part: Part, value: torch.Tensor) -> None:
+    def _load_stage_3(self, parameter: Any, part: str, value: torch.Tensor) -> None:
         # set_full_hp_param reads past the end where a tensor does not divide by the ranks.
         target, _ = self.wrapper._get_fp32_opt_state_partition(
             parameter, release_swap_buffers=False, optim_state_key=_key(part)
@@ -214,8 +228,8 @@ class NamedState:
         target.data.copy_(flat.narrow(0, target.numel() * dist.get_rank(), target.numel()))
 
 
-def _key(part: Part) -> str | None:
-    return None if part == "master" else part
+def _key(part: str) -> str | None:
+    return None if part == MASTER else part
 
 
 def set_learning_rate(engine: Engine, learning_rate: float) -> None:

@@ -6,9 +6,11 @@ The learning rate is a pure function of the step, so a resumed run needs no sche
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+
+ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True)
@@ -56,17 +58,27 @@ def lr_at(step: int, optim: OptimConfig, num_steps: int) -> float:
 
 def parameter_groups(
     named: Iterable[tuple[str, torch.nn.Parameter]], weight_decay: float
-) -> list[dict[str, object]]:
-    """Matrices decay, vectors (biases, LayerNorm) do not."""
-    decay, no_decay = [], []
-    for _, parameter in named:
+) -> list[dict[str, Any]]:
+    """Matrices decay, vectors (biases, LayerNorm) do not.
+
+    Each group names its parameters and the optimizer's state of each ("moments"): what ZeRO makes of
+    `params` tells neither.
+    """
+    decay: dict[str, torch.nn.Parameter] = {}
+    no_decay: dict[str, torch.nn.Parameter] = {}
+    for name, parameter in named:
         shape = getattr(
             parameter, "ds_shape", parameter.shape
         )  # ZeRO-3 leaves an empty vector behind
-        (decay if len(shape) >= 2 else no_decay).append(parameter)
+        (decay if len(shape) >= 2 else no_decay)[name] = parameter
     return [
-        {"params": decay, "weight_decay": weight_decay},
-        {"params": no_decay, "weight_decay": 0.0},
+        {
+            "params": list(members.values()),
+            "names": tuple(members),
+            "moments": ADAM_MOMENTS,
+            "weight_decay": decayed_by,
+        }
+        for members, decayed_by in ((decay, weight_decay), (no_decay, 0.0))
     ]
 
 
