@@ -6,21 +6,20 @@ cloze train PRESET [key=value ...] [--processes 2]
 """
 
 import argparse
+import ctypes
 import faulthandler
 import os
+import signal
 import sys
 import traceback
 import warnings
 from pathlib import Path
 from typing import NoReturn
 
-from trainer.config import load_config
-from trainer.world import AgreedError
-
-STATUS_CONFIG, STATUS_STORAGE = (
-    78,
-    74,
-)  # as in sysexits.h: neither is mended by trying again at once
+from trainer.activity import Activity
+from trainer.exit_status import BUG, DONE, PREEMPTED, exit_status_of
+from trainer.stopping import StopRequest
+from trainer.watchdog import PR_SET_PDEATHSIG, STATUS_FILE
 
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,18 +47,29 @@ def main(arguments: list[str] | None = None) -> int:
 def train_here(preset: Path, overrides: list[str], *, new_phase: bool = False) -> int:
     """Train in this process, as the rank its environment says. Returns the exit status."""
     faulthandler.enable()  # a process that crashes in native code tells where
+    activity, stop = Activity(), StopRequest()
+    stop.listen()  # a stop that comes before the first step is remembered too
+    die_with_launcher()
     try:
+        from trainer.config import load_config  # torch and all: after the signals
+
         config = load_config(preset, overrides)
         _settle_deepspeed()
         # takes seconds: not before the preset is known to be right
         from trainer.engine import stop_world
         from trainer.loop import train
 
-        train(config, new_phase=new_phase)
+        status = train(config, activity, stop, new_phase=new_phase)
         stop_world()
-    except (ValueError, OSError) as error:
+    except Exception as error:
         return report(error)
-    return 0
+    return PREEMPTED if status == "preempted" else DONE
+
+
+def die_with_launcher() -> None:
+    """Have a SIGTERM sent to this process when the launcher that started it is gone: it saves, and leaves."""
+    if "RANK" in os.environ:
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def leave(status: int) -> NoReturn:
@@ -70,6 +80,8 @@ def leave(status: int) -> NoReturn:
     """
     sys.stdout.flush()
     sys.stderr.flush()
+    if told := os.environ.get(STATUS_FILE):  # torchrun makes 1 of every status but 0
+        Path(f"{told}-{os.environ.get('RANK', '0')}").write_text(str(status), encoding="ascii")
     os._exit(status)
 
 
@@ -85,13 +97,15 @@ def _settle_deepspeed() -> None:
 def report(error: Exception) -> int:
     """Say what went wrong, once: rank 0 alone where all ranks say the same, else whom it befell."""
     rank = os.environ.get("RANK", "0")
-    if os.environ.get("CLOZE_TRACEBACK"):
+    status = exit_status_of(error)
+    if status == BUG or os.environ.get("CLOZE_TRACEBACK"):
         traceback.print_exc()
-    if rank == "0" or not isinstance(error, AgreedError):
+    if rank == "0" or not getattr(error, "is_of_all_ranks", False):
+        said = f"{type(error).__name__}: {error}" if status == BUG else str(error)
         print(
-            f"cloze: {'' if rank == '0' else f'rank {rank}: '}{error}", file=sys.stderr, flush=True
+            f"cloze: {'' if rank == '0' else f'rank {rank}: '}{said}", file=sys.stderr, flush=True
         )
-    return STATUS_STORAGE if isinstance(error, OSError) else STATUS_CONFIG
+    return status
 
 
 if __name__ == "__main__":

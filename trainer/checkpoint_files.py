@@ -1,12 +1,14 @@
 """Checkpoint folders in, what can be trusted of them out. Needs no engine: files only."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from trainer.files import remove_folder, sha256_of
 
-FORMAT = "cloze-checkpoint-v1"
+FORMAT = "cloze-checkpoint-v2"
+READABLE = ("cloze-checkpoint-v1", FORMAT)  # version 1 held whole tensors only
 
 
 def checkpoints_folder(run_dir: Path) -> Path:
@@ -15,6 +17,10 @@ def checkpoints_folder(run_dir: Path) -> Path:
 
 def name_of(step: int) -> str:
     return f"step-{step:08d}"
+
+
+def step_of(folder: Path) -> int:
+    return int(folder.name.partition("-")[2])
 
 
 def list_checkpoints(run_dir: Path) -> list[Path]:
@@ -27,8 +33,8 @@ def problems_of(folder: Path) -> list[str]:
     """Why a checkpoint cannot be trusted; empty when every file is there, whole and unaltered."""
     try:
         manifest = json.loads((folder / "MANIFEST.json").read_text(encoding="utf-8"))
-        if manifest["format"] != FORMAT:
-            return [f"{folder} has format {manifest['format']!r}, this version reads {FORMAT!r}"]
+        if manifest["format"] not in READABLE:
+            return [f"{folder} has format {manifest['format']!r}, this version reads {READABLE}"]
         files = manifest["files"].items()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return [f"{folder / 'MANIFEST.json'} cannot be read: {error}"]
@@ -49,14 +55,15 @@ def problems_of(folder: Path) -> list[str]:
 def read_state(folder: Path) -> dict[str, Any]:
     """state.json of a verified checkpoint."""
     document = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    if document.get("format") != FORMAT:
+    if document.get("format") not in READABLE:
         raise ValueError(
-            f"{folder} has format {document.get('format')!r}, this version reads {FORMAT!r}"
+            f"{folder} has format {document.get('format')!r}, this version reads {READABLE}"
         )
     return document
 
 
-def prune(run_dir: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints. Rank 0 only."""
+def prune(run_dir: Path, keep: int, is_kept: Callable[[int], bool]) -> None:
+    """Delete all but the newest `keep` checkpoints and those of steps that are kept. Rank 0 only."""
     for old in list_checkpoints(run_dir)[:-keep]:
-        remove_folder(old)
+        if not is_kept(step_of(old)):
+            remove_folder(old)

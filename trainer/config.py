@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from data.lanes import DataConfig
 from model.config import COMPUTE_FIELDS, ModelConfig
 from trainer.ds import suggestion
+from trainer.guard import GuardConfig
 from trainer.optim import OptimConfig
 from trainer.phases import PhaseConfig, settings_at
 
@@ -39,19 +40,24 @@ class RunConfig:
     eval_rows: int = 1024  # held-out rows of one evaluation
     save_every: int = 500  # steps; 0: only at the end
     keep_checkpoints: int = 3  # the newest ones; older are deleted
+    keep_every: int = 0  # steps whose checkpoints are never deleted: every so many; 0: none
+    guard: GuardConfig = dataclasses.field(default_factory=GuardConfig)
+    hang_timeout_seconds: float = 300.0  # a rank that stands still so long is explained, and ended
+    time_limit_minutes: float | None = None  # of one job: it saves and stops before
 
     def __post_init__(self) -> None:
         problems = []
         for name in ("steps", "global_batch_size", "micro_batch_size", "log_every", "eval_rows"):
             if getattr(self, name) < 1:
                 problems.append(f"{name} {getattr(self, name)} is below 1")
-        for name in ("eval_every", "save_every", "seed"):
+        for name in ("eval_every", "save_every", "keep_every", "seed"):
             if getattr(self, name) < 0:
                 problems.append(f"{name} {getattr(self, name)} is negative")
         if self.keep_checkpoints < 2:
             problems.append(
                 f"keep_checkpoints {self.keep_checkpoints} is below 2: one may prove damaged"
             )
+        problems += self._stopping_problems()
         problems += self._phase_problems()
         if self.optim.warmup_steps >= self.steps:
             problems.append(
@@ -59,6 +65,18 @@ class RunConfig:
             )
         if problems:
             raise ValueError("; ".join(problems))
+
+    def _stopping_problems(self) -> list[str]:
+        problems = []
+        if self.hang_timeout_seconds < 1:
+            problems.append(f"hang_timeout_seconds {self.hang_timeout_seconds} is below 1")
+        if self.time_limit_minutes is not None and self.time_limit_minutes <= 0:
+            problems.append(f"time_limit_minutes {self.time_limit_minutes} is not above 0")
+        if self.save_every and self.keep_every % self.save_every:
+            problems.append(
+                f"keep_every {self.keep_every} is not a multiple of save_every {self.save_every}"
+            )
+        return problems
 
     def _phase_problems(self) -> list[str]:
         problems = []
@@ -85,8 +103,8 @@ class RunConfig:
 FREE_TO_CHANGE = frozenset(
     {
         "dir", "deepspeed", "micro_batch_size", "log_every", "eval_every", "eval_rows", "save_every",
-        "keep_checkpoints", "data.path", "data.num_workers", "data.max_damaged_blocks",
-        "data.storage",
+        "keep_checkpoints", "keep_every", "guard", "hang_timeout_seconds", "time_limit_minutes",
+        "data.path", "data.num_workers", "data.max_damaged_blocks", "data.storage",
         *(f"model.{name}" for name in COMPUTE_FIELDS),
     }
 )  # fmt: skip

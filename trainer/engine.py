@@ -5,9 +5,11 @@ whatever the ZeRO stage: what a checkpoint holds has no partition in it, so it c
 and world size.
 """
 
+import math
 import os
 import tempfile
 from collections.abc import Iterable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +19,17 @@ import torch.distributed as dist
 
 from model.pretraining import ForPreTraining
 from trainer.optim import OptimConfig, build_optimizer
-from trainer.world import COLLECTIVE_TIMEOUT, World, device_of, read_environment
+from trainer.world import LEAST_COLLECTIVE_TIMEOUT, World, device_of, read_environment
 
 Engine = Any  # deepspeed.DeepSpeedEngine, whose attributes no type checker can follow
 MASTER = "master"  # the part that every parameter has; the others are its optimizer's state
 
 
-def start_world() -> World:
-    """Join the process group (NCCL on GPUs, gloo on CPUs). A single process needs no launcher."""
+def start_world(timeout: timedelta = LEAST_COLLECTIVE_TIMEOUT) -> World:
+    """Join the process group (NCCL on GPUs, gloo on CPUs). A single process needs no launcher.
+
+    timeout: of every collective, and of waiting for the other processes.
+    """
     rank, size, local_rank = read_environment()
     device = device_of(local_rank)
     if size == 1 and "RANK" not in os.environ:
@@ -34,11 +39,12 @@ def start_world() -> World:
     _leave_out_shared_memory_op()
     backend = "nccl" if device.type == "cuda" else "gloo"
     # MASTER_PORT 0 lets a single process take any free port.
-    dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
-    deepspeed.init_distributed(dist_backend=backend, timeout=COLLECTIVE_TIMEOUT, verbose=False)
+    dist.init_process_group(backend, timeout=timeout)
+    deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)
     if dist.get_world_size() != size:
         raise RuntimeError(f"{size} processes were started, {dist.get_world_size()} joined")
-    return World(rank, size, local_rank, device)
+    host_group = dist.new_group(backend="gloo", timeout=timeout) if backend == "nccl" else None
+    return World(rank, size, local_rank, device, host_group)
 
 
 def stop_world() -> None:
@@ -129,6 +135,10 @@ class NamedState:
         """What a checkpoint holds of a parameter: its master, then the optimizer's state of it."""
         return self._parts[name]
 
+    @property
+    def rank(self) -> int:
+        return dist.get_rank()
+
     def shape(self, name: str) -> torch.Size:
         parameter = self.parameters[name]
         return parameter.ds_shape if self.stage == 3 else parameter.shape
@@ -147,8 +157,7 @@ class NamedState:
         """fp32, full shape, a copy, on every rank."""
         parameter = self.parameters[name]
         if self.stage == 0:
-            master = self._masters_of_stage_0()[parameter]
-            return (master if part == MASTER else self.base.state[master][part]).detach().clone()
+            return self.whole_at_stage_0(name, part).clone()
         if self.stage == 3:
             full = parameter._z3_optimizer.get_full_hp_param(parameter, _key(part))
         else:
@@ -176,15 +185,28 @@ class NamedState:
                 f"{part} of {name} has shape {tuple(value.shape)}, not {tuple(self.shape(name))}"
             )
         if self.stage == 0:
-            master = self._masters_of_stage_0()[parameter]
-            target = master.data if part == MASTER else self.base.state[master][part]
-            target.copy_(value)
+            self.whole_at_stage_0(name, part).copy_(value)
         elif self.stage == 3:
             self._load_stage_3(parameter, part, value)
         elif parameter._hp_mapping is not None:  # None: this rank holds no part of it
             parameter.set_full_hp_param(value.to(torch.float32), _key(part))
         if part == MASTER and self.stage < 3:
             parameter.data.copy_(value)
+
+    def whole_at_stage_0(self, name: str, part: str) -> torch.Tensor:
+        """The tensor itself, which every rank has."""
+        master = self._masters_of_stage_0()[self.parameters[name]]
+        return master.detach() if part == MASTER else self.base.state[master][part]
+
+    def refresh(self) -> None:
+        """Make the weights that are computed with follow the masters. Collective."""
+        if self.stage == 0:
+            for low, master in self._masters_of_stage_0().items():
+                low.data.copy_(master.data)
+        elif self.stage == 3:
+            self.end_load()
+        else:
+            self.wrapper.update_lp_params()
 
     def end_load(self) -> None:
         """Make the compute weights of stage 3 follow the masters just loaded."""
@@ -251,14 +273,21 @@ def set_accumulation(engine: Engine, number: int, accumulation: int) -> None:
 def step(engine: Engine) -> None:
     """`engine.step()`: updates the weights after the last micro-batch, else does nothing.
 
-    At stage 0 in fp32 DeepSpeed clips the gradient without telling its norm: it is noted here.
+    A gradient with NaN or infinity in it changes nothing: DeepSpeed sees to that, but at stage 0 in fp32. There
+    it would step with it, and it clips the gradient without telling its norm.
     """
     if engine.optimizer is engine.basic_optimizer and engine.is_gradient_accumulation_boundary():
-        gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
-        engine._global_grad_norm = float(torch.nn.utils.get_total_norm(gradients))
+        parameters = [p for p in engine.module.parameters() if p.grad is not None]
+        norm = float(torch.nn.utils.get_total_norm([p.grad for p in parameters]))
+        engine._global_grad_norm = norm
+        if not math.isfinite(norm):
+            for parameter in parameters:
+                parameter.grad = None  # torch's optimizers pass over those
     engine.step()
 
 
 def gradient_norm(engine: Engine) -> float:
-    """Global norm of the last step's gradient, before clipping."""
+    """Global norm of the last step's gradient, before clipping; infinite where the step was passed over."""
+    if getattr(engine.optimizer, "overflow", False):  # stage 3 leaves the norm of the step before
+        return math.inf
     return float(engine.get_global_grad_norm())

@@ -52,5 +52,6 @@ def averages(totals: torch.Tensor) -> dict[str, float]:
     if sums["num_pairs"]:
         result["nsp_loss"] = sums["nsp_loss_sum"] / sums["num_pairs"]
         result["nsp_accuracy"] = sums["num_nsp_correct"] / sums["num_pairs"]
-    result["loss"] = result.get("mlm_loss", 0.0) + result.get("nsp_loss", 0.0)
+    if result:
+        result["loss"] = result.get("mlm_loss", 0.0) + result.get("nsp_loss", 0.0)
     return result

@@ -37,14 +37,16 @@ def remove_folder(folder: Path) -> None:
     shutil.rmtree(trash)
 
 
-def check_free_space(folder: Path, needed_bytes: int, what: str) -> None:
-    """OSError naming the folder, the need and what is free, when `needed_bytes` do not fit."""
-    free = shutil.disk_usage(folder).free
-    if free < needed_bytes:
-        raise OSError(
-            f"No space left for {what} in {folder}: it needs about {needed_bytes / 1e6:,.1f} MB, "
-            f"{free / 1e6:,.1f} MB are free. Free some space and run the same command again."
-        )
+def free_bytes(folder: Path) -> int:
+    return shutil.disk_usage(folder).free
+
+
+def no_space(folder: Path, needed_bytes: int, what: str) -> str:
+    """What to say when `needed_bytes` do not fit."""
+    return (
+        f"No space left for {what} in {folder}: it needs about {needed_bytes / 1e6:,.1f} MB, "
+        f"{free_bytes(folder) / 1e6:,.1f} MB are free. Free some space and run the same command again."
+    )
 
 
 def size_of(folder: Path) -> int:

@@ -1,6 +1,6 @@
 """A RunConfig in, a trained model in its run folder out: the whole training loop, top to bottom."""
 
-import time
+import math
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
@@ -10,17 +10,12 @@ import torch
 
 from data.batch import StreamItem
 from data.hashing import stable_hash64
-from data.shards import Dataset
 from model.config import ModelConfig
-from model.flops import attended_pairs, flops_per_step, num_parameters, peak_flops
+from model.flops import attended_pairs, flops_per_step
 from model.heads import Losses
-from model.hf import export_hf
-from trainer.checkpoint import save
-from trainer.checkpoint_files import prune
-from trainer.config import RunConfig, to_dict
+from trainer.activity import Activity
+from trainer.config import RunConfig
 from trainer.engine import (
-    NamedState,
-    build_engine,
     gradient_norm,
     set_accumulation,
     set_learning_rate,
@@ -28,88 +23,142 @@ from trainer.engine import (
     step,
 )
 from trainer.evaluation import evaluate
-from trainer.metrics import Metrics
-from trainer.model_card import model_card
+from trainer.exit_status import Status
+from trainer.job import Job, begin_job, end_job, report_failed_save, rewind, save
 from trainer.optim import lr_at
-from trainer.start import announce, prepare, resume
 from trainer.state import TrainState
+from trainer.stopping import StopRequest
 from trainer.stretch import Stretch, begin_stretch, merged, record_damage
-from trainer.world import World
+from trainer.world import World, collective_timeout
 
 
 class StepCounts(NamedTuple):
-    """What one optimizer step holds, over all ranks."""
+    """What one optimizer step holds, over all ranks; and what they have to agree on."""
 
     num_masked: int
     num_pairs: int
     num_tokens: int
     flops: int
     num_damaged: int
+    num_asked_to_stop: int  # ranks
+    num_failed_saves: int  # ranks
     rows_digest: int
 
 
-def train(run: RunConfig, *, new_phase: bool = False) -> None:
+def train(
+    run: RunConfig, activity: Activity, stop: StopRequest, *, new_phase: bool = False
+) -> Status:
     """Run one pretraining job from its newest checkpoint, or from the start, to `run.steps`. All ranks.
 
-    new_phase: settings of the data that differ from the checkpoint's hold from here on.
+    activity, stop: of this process, since its beginning. new_phase: settings of the data that differ from the
+    checkpoint's hold from here on. Returns "done", or "preempted": asked to stop, and saved.
     """
-    world = start_world()
-    run_dir = Path(run.dir)
+    world = start_world(collective_timeout(run.hang_timeout_seconds))
     with ExitStack() as stack:
-        dataset, model, weights, deepspeed = prepare(run, world, stack)
-        engine = build_engine(model, weights(), run.optim, deepspeed, world.device)
-        named = NamedState(engine)
-        state = resume(run, dataset, named, world)
-        announce(run, dataset, state, world)
-        state, stretch = begin_stretch(run, dataset, state, None, world, new_phase=new_phase)
-        metrics = stack.enter_context(
-            Metrics(run_dir, world, state, num_steps=run.steps, peak_flops=peak_of(world))
-        )
+        job, state, jumps = begin_job(run, activity, stop, world, stack)
+        state, stretch = begin_stretch(run, job.dataset, state, jumps, world, new_phase=new_phase)
         while state.step < run.steps:
             if state.step == stretch.end:
-                state, stretch = begin_stretch(run, dataset, state, stretch, world, new_phase=False)
-            learning_rate = lr_at(state.step, run.optim, run.steps)
-            set_learning_rate(engine, learning_rate)
-            waiting_since = time.perf_counter()
+                state = merged(state, stretch, world)
+                state, stretch = begin_stretch(run, job.dataset, state, jumps, world)
+                job.guard.forget()
+            activity.step_begins(state.step)
             items = [next(stretch.loader) for _ in range(stretch.reader.accumulation)]
-            data_wait_seconds = time.perf_counter() - waiting_since
-            counts = count(run.model, dataset.vocab_size, items, state, world)  # collective
-            damage = (
-                record_damage(run_dir, dataset, state, items, world) if counts.num_damaged else []
+            activity.enter("counts")
+            if world.is_main:
+                stop.look(Path(run.dir), activity.longest_step_seconds, job.saver.longest_seconds)
+            counts = count(run.model, job, items, state, stop, world)  # collective
+            if counts.num_failed_saves:
+                report_failed_save(job, state, job.saver.wait())
+            if counts.num_asked_to_stop:
+                break
+            damage = []
+            if counts.num_damaged:
+                damage = record_damage(Path(run.dir), job.dataset, state, items, world)
+            grad_norm = optimizer_step(run, job, state, items, counts, world)
+            activity.enter("log")
+            loss = job.metrics.end_step(counts.flops, grad_norm)  # collective
+            state = state.advance(
+                counts.num_tokens,
+                counts.rows_digest,
+                {lane: cursor for item in items for lane, cursor in item.cursors.items()},
+                damage,
+                skipped=not math.isfinite(grad_norm),
             )
-            for number, item in enumerate(items):
-                set_accumulation(engine, number, len(items))
-                seed_dropout(run.seed, item.first_row)
-                losses = engine(**item.batch.model_inputs(world.device))
-                engine.backward(objective(losses, counts) * world.size, scale_wrt_gas=False)
-                step(engine)  # DeepSpeed steps on the last micro-batch
-                metrics.add(losses)
-            cursors = {lane: cursor for item in items for lane, cursor in item.cursors.items()}
-            state = state.advance(counts.num_tokens, counts.rows_digest, cursors, damage)
-            metrics.add_step(data_wait_seconds=data_wait_seconds, flops=counts.flops)
-            done = state.step == run.steps
-            if done or state.step % run.log_every == 0:
-                metrics.log(state, learning_rate, gradient_norm(engine))  # collective
-            paused_at = metrics.pause()
-            if done or (run.eval_every and state.step % run.eval_every == 0):
-                values = evaluate(engine, dataset, stretch, world, num_rows=run.eval_rows)
-                metrics.log_evaluation(state.step, values)
-            if done or (run.save_every and state.step % run.save_every == 0):
-                save_checkpoint(run, dataset, state, stretch, named, world)  # collective
-            metrics.resume(paused_at)
+            activity.step_done(state.step)
+            verdict, message = job.guard.judge(state.step, loss, grad_norm)
+            if verdict != "fine":
+                job.ledger.event(verdict, state.step, message)
+            if verdict == "rewind":
+                state, jumps = rewind(run, job, state, stretch, message, world)
+                state, stretch = begin_stretch(run, job.dataset, state, jumps, world)
+                job.guard.forget()
+                continue
+            between_steps(run, job, state, stretch, grad_norm, world)
+        end_job(run, job, state, stretch, stop, world)
+        return job.ledger.status
+
+
+def optimizer_step(
+    run: RunConfig,
+    job: Job,
+    state: TrainState,
+    items: list[StreamItem],
+    counts: StepCounts,
+    world: World,
+) -> float:
+    """Forward, backward, update. Returns the gradient's norm: infinite or NaN where nothing was changed."""
+    set_learning_rate(job.engine, lr_at(state.step, run.optim, run.steps))
+    for number, item in enumerate(items):
+        set_accumulation(job.engine, number, len(items))
+        seed_dropout(run.seed, item.first_row)
+        job.activity.enter("forward")
+        losses = job.engine(**item.batch.model_inputs(world.device))
+        job.activity.enter("backward")
+        job.engine.backward(objective(losses, counts) * world.size, scale_wrt_gas=False)
+        job.activity.enter("optimizer")
+        step(job.engine)  # DeepSpeed steps on the last micro-batch
+        job.metrics.add(losses)
+    return gradient_norm(job.engine)
+
+
+def between_steps(
+    run: RunConfig, job: Job, state: TrainState, stretch: Stretch, grad_norm: float, world: World
+) -> None:
+    """Log, evaluate and save where it is time to. Collective."""
+    is_done = state.step == run.steps
+    if is_done or state.step % run.log_every == 0:
+        job.metrics.log(state, lr_at(state.step - 1, run.optim, run.steps), grad_norm)
+    if is_done or (run.eval_every and state.step % run.eval_every == 0):
+        job.activity.enter("eval")
+        values = evaluate(job.engine, job.dataset, stretch, world, num_rows=run.eval_rows)
+        job.metrics.log_evaluation(state.step, values)
+        job.ledger.progress(state.step, now=True)
+    if is_done or (run.save_every and state.step % run.save_every == 0):
+        save(run, job, state, stretch, world)
+        job.ledger.progress(state.step, now=True)
+    job.ledger.progress(state.step)
 
 
 def count(
-    model: ModelConfig, vocab_size: int, items: list[StreamItem], state: TrainState, world: World
+    model: ModelConfig,
+    job: Job,
+    items: list[StreamItem],
+    state: TrainState,
+    stop: StopRequest,
+    world: World,
 ) -> StepCounts:
-    """Sum what the loss is normalised by, and what is logged, over micro-batches and ranks. Collective."""
+    """Sum what the loss is normalised by, and what is logged, over micro-batches and ranks. Collective.
+
+    Whether to stop, and whether a save has failed, is agreed on here too: it costs nothing.
+    """
     batches = [item.batch for item in items]
     lengths = np.concatenate([batch.sequence_lengths for batch in batches])
     num_masked = sum(len(batch.masked_labels) for batch in batches)
     num_pairs = sum(len(batch.nsp_labels) for batch in batches)
     flops = flops_per_step(
         model,
-        vocab_size,
+        job.dataset.vocab_size,
         num_tokens=int(lengths.sum()),
         num_attended={window: attended_pairs(lengths, window) for window in model.windows},
         num_masked=num_masked,
@@ -121,6 +170,8 @@ def count(
         int(lengths.sum()),
         flops,
         len({damage for item in items for damage in item.damage} - set(state.stream.damage)),
+        int(stop.reason is not None),
+        int(job.saver.has_problem()),
     ]
     digest = sum(batch.rows_digest for batch in batches)
     # two halves: int64 sums wrap on every device, but Python must not overflow on the way in
@@ -142,45 +193,3 @@ def objective(losses: Losses, counts: StepCounts) -> torch.Tensor:
 def seed_dropout(seed: int, first_row: int) -> None:
     """Dropout's randomness has an address: a resumed run, or one on more ranks, draws the same."""
     torch.manual_seed(stable_hash64(seed, "dropout", first_row) >> 1)
-
-
-def peak_of(world: World) -> float | None:
-    return (
-        peak_flops(torch.cuda.get_device_name(world.device))
-        if world.device.type == "cuda"
-        else None
-    )
-
-
-def save_checkpoint(
-    run: RunConfig,
-    dataset: Dataset,
-    state: TrainState,
-    stretch: Stretch,
-    named: NamedState,
-    world: World,
-) -> None:
-    """Merge the ranks' cursors and write everything. Collective."""
-    card = model_card(
-        run,
-        dataset.manifest,
-        state.step,
-        state.num_tokens,
-        num_parameters(run.model, dataset.vocab_size),
-    )
-
-    def write_hf(weights: dict[str, torch.Tensor], folder: Path) -> None:
-        export_hf(
-            weights,
-            run.model,
-            dataset.vocab_size,
-            folder,
-            tokenizer_folder=dataset.root / "tokenizer",
-            model_card=card,
-        )
-
-    document = {**merged(state, stretch, world).to_json(), "config": to_dict(run)}
-    folder = save(Path(run.dir), document, named, world, write_hf)
-    if world.is_main:
-        prune(Path(run.dir), run.keep_checkpoints)
-        print(f"saved {folder}", flush=True)

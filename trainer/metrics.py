@@ -2,7 +2,6 @@
 
 import json
 import math
-import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -12,6 +11,7 @@ import torch.distributed as dist
 from torch.utils.tensorboard import SummaryWriter
 
 from model.heads import Losses
+from trainer.activity import Activity
 from trainer.evaluation import averages, stack
 from trainer.files import write_atomically
 from trainer.state import TrainState
@@ -27,6 +27,7 @@ TAGS = {
     "nsp_accuracy": "train/nsp_accuracy",
     "learning_rate": "train/learning_rate",
     "grad_norm": "train/grad_norm",
+    "num_skipped_steps": "train/skipped_steps",
     "num_tokens": "train/tokens",
     "tokens_per_second": "train/tokens_per_second",
     "step_seconds": "train/step_seconds",
@@ -44,18 +45,29 @@ class Metrics:
         world: World,
         start: TrainState,
         *,
+        activity: Activity,
         num_steps: int,
         peak_flops: float | None,
     ) -> None:
         self.world, self.num_steps, self.peak_flops = world, num_steps, peak_flops
-        self._totals = torch.zeros(len(Losses._fields), dtype=torch.float64, device=world.device)
-        self._data_wait_seconds, self._flops = 0.0, 0
-        self._window_start, self._window_state = time.perf_counter(), start
+        self._activity = activity
+        self.run_dir = run_dir
+        self._step = torch.zeros(len(Losses._fields), dtype=torch.float64, device=world.device)
         self._file = self._writer = None
-        if world.is_main:
-            forget_after(run_dir / "metrics.jsonl", start.step)
-            self._file = (run_dir / "metrics.jsonl").open("a", encoding="utf-8")
-            self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start.step + 1)
+        self.begin(start)
+
+    def begin(self, state: TrainState) -> None:
+        """Go on from `state`: what was logged of later steps is dropped, for they come again."""
+        self._window = torch.zeros(len(Losses._fields), dtype=torch.float64)
+        self._flops, self._before, self._window_state = 0, self._activity.accounted(), state
+        if not self.world.is_main:
+            return
+        if self._file and self._writer:
+            self._file.close()
+            self._writer.close()
+        forget_after(self.run_dir / "metrics.jsonl", state.step)
+        self._file = (self.run_dir / "metrics.jsonl").open("a", encoding="utf-8")
+        self._writer = SummaryWriter(str(self.run_dir / "tensorboard"), purge_step=state.step + 1)
 
     def __enter__(self) -> Self:
         return self
@@ -72,46 +84,48 @@ class Metrics:
 
     def add(self, losses: Losses) -> None:
         """One micro-batch of this rank; stays on the device."""
-        self._totals += stack(losses)
+        self._step += stack(losses)
 
-    def add_step(self, *, data_wait_seconds: float, flops: int) -> None:
-        """Once per optimizer step. flops: of the whole step, over all ranks."""
-        self._data_wait_seconds += data_wait_seconds
-        self._flops += flops
+    def end_step(self, flops: int, grad_norm: float) -> float:
+        """The step's loss over all ranks. Collective. flops: over all ranks too.
 
-    def log(self, state: TrainState, learning_rate: float, grad_norm: float) -> dict[str, Any]:
-        """Write what happened since the last call. Collective. ValueError when the loss is not finite."""
-        totals = self._totals.clone()
+        A step without a finite gradient changed nothing, and counts for no average.
+        """
         if self.world.size > 1:
-            dist.all_reduce(totals)
-        values = {"step": state.step, **averages(totals)}
-        if not math.isfinite(values["loss"]):
-            raise ValueError(
-                f"the loss is {values['loss']} at step {state.step} (gradient norm {grad_norm}): "
-                "training stops, and nothing is saved of it. Lower optim.learning_rate or raise "
-                "optim.warmup_steps; the same command goes on from the last checkpoint."
-            )
-        seconds = time.perf_counter() - self._window_start
+            dist.all_reduce(self._step)
+        totals = self._step.to("cpu", copy=True)
+        self._step.zero_()
+        if math.isfinite(grad_norm):
+            self._window += totals
+        self._flops += flops
+        return averages(totals).get("loss", 0.0)
+
+    def log(self, state: TrainState, learning_rate: float, grad_norm: float) -> None:
+        """Write what happened since the last call."""
+        values = {"step": state.step, **averages(self._window)}
+        now = self._activity.accounted()
+        spent = {name: now[name] - self._before[name] for name in ("data", "step", "log")}
+        seconds = sum(spent.values())  # evaluations and checkpoints are none of the steps'
         steps = state.step - self._window_state.step
         values |= {
             "learning_rate": learning_rate,
-            "grad_norm": grad_norm,
+            "num_skipped_steps": state.num_skipped_steps,
             "num_tokens": state.num_tokens,
             "tokens_per_second": (state.num_tokens - self._window_state.num_tokens) / seconds,
             "step_seconds": seconds / steps,
-            "data_wait_fraction": self._data_wait_seconds / seconds,
+            "data_wait_fraction": spent["data"] / seconds,
         }
+        if math.isfinite(grad_norm):
+            values["grad_norm"] = grad_norm
         if self.peak_flops:
             values["mfu"] = self._flops / seconds / (self.peak_flops * self.world.size)
         self._write({"kind": "train", **values, "rows_digest": state.rows_digest}, TAGS)
         self._print(progress_line(values, self.num_steps))
-        self._totals.zero_()
-        self._data_wait_seconds, self._flops = 0.0, 0
-        self._window_start, self._window_state = time.perf_counter(), state
-        return values
+        self._window.zero_()
+        self._flops, self._before, self._window_state = 0, now, state
 
     def log_evaluation(self, step: int, values: dict[str, float]) -> None:
-        """Held-out results. The time they took is not counted against the steps."""
+        """Held-out results."""
         self._write(
             {"kind": "heldout", "step": step, **values},
             {name: f"heldout/{name}" for name in values},
@@ -122,13 +136,6 @@ class Metrics:
             f"  mlm {shown['mlm_loss']:.4f} ({shown['mlm_accuracy']:.1%} right)"
             f"  nsp {shown['nsp_loss']:.4f} ({shown['nsp_accuracy']:.1%} right)"
         )
-
-    def pause(self) -> float:
-        """Start of something that is no training; give the returned value to `resume`."""
-        return time.perf_counter()
-
-    def resume(self, paused_at: float) -> None:
-        self._window_start += time.perf_counter() - paused_at
 
     def _write(self, values: dict[str, Any], tags: dict[str, str]) -> None:
         if self._file is None or self._writer is None:
@@ -147,14 +154,14 @@ class Metrics:
 
 def progress_line(values: dict[str, Any], num_steps: int) -> str:
     """What a person watches, e.g. 'step 120/600  loss 6.4302 (mlm 5.7371, nsp 0.6931) ...  ETA 0:03:12'."""
-    shown = dict.fromkeys(LEARNED, math.nan) | values
+    shown = dict.fromkeys((*LEARNED, "grad_norm"), math.nan) | values
     eta = int(values["step_seconds"] * (num_steps - values["step"]))
     parts = [
         f"step {values['step']}/{num_steps}",
         f"loss {shown['loss']:.4f} (mlm {shown['mlm_loss']:.4f}, nsp {shown['nsp_loss']:.4f})",
         f"right: mlm {shown['mlm_accuracy']:.1%} nsp {shown['nsp_accuracy']:.1%}",
         f"lr {values['learning_rate']:.2e}",
-        f"grad {values['grad_norm']:.2f}",
+        f"grad {shown['grad_norm']:.2f}",
         f"{values['tokens_per_second']:,.0f} tokens/s",
         f"data wait {values['data_wait_fraction']:.0%}",
         f"ETA {eta // 3600}:{eta // 60 % 60:02d}:{eta % 60:02d}",

@@ -3,8 +3,11 @@
 runs/tiny/
     config.yaml deepspeed.json       resolved; each reproduces the run
     checkpoints/ tensorboard/ metrics.jsonl
+    jobs.jsonl                       what happened, job by job
     damaged_blocks.jsonl             which readings of a block were passed over, and why
+    rewinds.jsonl                    where a rewind has moved the stream
     lock owner.json                  the job that is training now
+    STOP                             put there by you: the run saves and stops
 """
 
 import fcntl
@@ -21,6 +24,10 @@ import yaml
 from data.files import TEMPORARY_MARK
 from trainer.config import RunConfig, differences, to_dict, to_yaml
 from trainer.files import write_atomically
+from trainer.jumps import REWINDS_FILE
+from trainer.ledger import LEDGER_FILE
+from trainer.stopping import STOP_FILE
+from trainer.watchdog import STALLS
 
 DAMAGE_FILE = "damaged_blocks.jsonl"
 
@@ -71,6 +78,10 @@ def claim(folder: Path, config: RunConfig, resolved_deepspeed: dict[str, Any]) -
         "tensorboard",
         "metrics.jsonl",
         DAMAGE_FILE,
+        REWINDS_FILE,
+        LEDGER_FILE,
+        STOP_FILE,
+        STALLS,
         "lock",
         "owner.json",
     }

@@ -19,9 +19,18 @@ class TrainState:
     )
     stream: StreamState
     phases: tuple[Phase, ...] = ()  # all so far; the last one is under way
+    num_skipped_steps: int = (
+        0  # whose gradient was not finite: their rows are gone by, the weights stayed
+    )
 
     def advance(
-        self, num_tokens: int, digest: int, cursors: dict[int, Cursor], damage: list[Damage]
+        self,
+        num_tokens: int,
+        digest: int,
+        cursors: dict[int, Cursor],
+        damage: list[Damage],
+        *,
+        skipped: bool = False,
     ) -> "TrainState":
         """The state after one completed step. cursors: lanes this rank has moved; damage: of all ranks."""
         row = self.stream.row + self.phases[-1].global_batch_size
@@ -31,6 +40,7 @@ class TrainState:
             num_tokens=self.num_tokens + num_tokens,
             rows_digest=wrap_int64(self.rows_digest + digest),
             stream=commit(self.stream, row, cursors, damage),
+            num_skipped_steps=self.num_skipped_steps + skipped,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -40,13 +50,21 @@ class TrainState:
             "rows_digest": self.rows_digest,
             "stream": self.stream.to_json(),
             "phases": [phase.to_json() for phase in self.phases],
+            "num_skipped_steps": self.num_skipped_steps,
         }
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "TrainState":
         stream = StreamState.from_json(value["stream"])
         phases = tuple(Phase.from_json(phase) for phase in value["phases"])
-        return cls(value["step"], value["num_tokens"], value["rows_digest"], stream, phases)
+        return cls(
+            value["step"],
+            value["num_tokens"],
+            value["rows_digest"],
+            stream,
+            phases,
+            value.get("num_skipped_steps", 0),
+        )
 
 
 def moved_lanes(state: TrainState, started_from: StreamState) -> dict[int, Cursor]:

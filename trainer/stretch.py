@@ -15,6 +15,7 @@ from data.lanes import Damage, StreamState
 from data.phases import Phase, enter
 from data.shards import Dataset
 from trainer.config import RunConfig
+from trainer.jumps import Jump, jump_at
 from trainer.phases import Settings, phase_end, settings_at
 from trainer.run_folder import DAMAGE_FILE
 from trainer.state import TrainState, merge_ranks, moved_lanes
@@ -33,24 +34,25 @@ def begin_stretch(
     run: RunConfig,
     dataset: Dataset,
     state: TrainState,
-    previous: Stretch | None,
+    jumps: dict[int, Jump],
     world: World,
     *,
-    new_phase: bool,
+    new_phase: bool = False,
 ) -> tuple[TrainState, Stretch]:
     """The state, its phase entered if one begins here, and the loader of what follows. Collective.
+
+    jumps: where a rewind has moved the stream, which is done here too.
 
     new_phase: settings that differ from those of the state's phase begin a new one, here and now;
     AgreedError otherwise, unless run.phases has one at this step.
     """
-    if previous is not None:
-        state = merged(state, previous, world)
     settings = settings_at(run, state.step)
+    state = jump_at(jumps, state)
     row = state.stream.row
     phase = Phase.of(settings.data, dataset, settings.global_batch_size, state.step, row)
     state = _in_phase(run, state, phase, world, new_phase)
     reader = reader_of(settings, run.seed, world)
-    end = phase_end(run, state.step)
+    end = min([phase_end(run, state.step), *(step for step in jumps if step > state.step)])
     end_row = row + (end - state.step) * settings.global_batch_size
     loader = build_loader(settings.data, reader, state.stream, end_row)
     return state, Stretch(settings, reader, loader, state.stream, end)

@@ -12,6 +12,8 @@ import torch.distributed as dist
 class AgreedError(ValueError):
     """A problem that every rank raises, in the same words: one of them has to say it."""
 
+    is_of_all_ranks = True
+
 
 @dataclass(frozen=True)
 class World:
@@ -21,6 +23,7 @@ class World:
     size: int
     local_rank: int
     device: torch.device
+    host_group: Any = None  # what is no tensor of the model is agreed on without the GPU
 
     @property
     def is_main(self) -> bool:
@@ -30,8 +33,8 @@ class World:
         """Elementwise sum over ranks, exact, modulo 2^64. Collective."""
         if self.size == 1:
             return values
-        tensor = torch.tensor(values, dtype=torch.int64, device=self.device)
-        dist.all_reduce(tensor)
+        tensor = torch.tensor(values, dtype=torch.int64)
+        dist.all_reduce(tensor, group=self.host_group)
         return tensor.tolist()
 
     def gather(self, value: Any) -> list[Any]:
@@ -39,7 +42,7 @@ class World:
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self.host_group)
         return values
 
     def broadcast(self, value: Any) -> Any:
@@ -47,7 +50,7 @@ class World:
         if self.size == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0, device=self.device)
+        dist.broadcast_object_list(box, src=0, group=self.host_group)
         return box[0]
 
     def fail_together(self, problem: str | None) -> None:
@@ -79,6 +82,9 @@ def device_of(local_rank: int) -> torch.device:
     return torch.device("cpu")
 
 
-COLLECTIVE_TIMEOUT = timedelta(
-    minutes=10
-)  # a lost peer ends the run after this, not after 30 minutes
+LEAST_COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+
+
+def collective_timeout(hang_timeout_seconds: float) -> timedelta:
+    """After which a collective fails that a peer does not take part in. The watchdog speaks first."""
+    return max(LEAST_COLLECTIVE_TIMEOUT, 3 * timedelta(seconds=hang_timeout_seconds))

@@ -1,0 +1,71 @@
+"""Signals, a time limit and a STOP file in, one wish to stop out, which all ranks agree on at the next step.
+
+A handler only notes the signal: whatever is under way (a step, an evaluation, a checkpoint) is finished.
+"""
+
+import os
+import signal
+import time
+from pathlib import Path
+from types import FrameType
+
+PLANNED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+STOP_FILE = "STOP"
+POLL_SECONDS = 5.0  # between looks for the file: it may be on a shared disk
+SAFETY = 1.5  # on the time that a step and a checkpoint took so far
+SPARE_SECONDS = 5.0
+
+
+class StopRequest:
+    """The first reason to stop that this process has heard of, or None."""
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+        self._heard: dict[int, float] = {}  # signal -> when it came first
+        self._polled_at = 0.0
+        self._deadline: float | None = None  # time.time()
+        self._limit = ""
+
+    def listen(self) -> None:
+        """From now on signals are noted. The same one a second time, a second later, ends the process."""
+        for number in PLANNED:
+            signal.signal(number, self._note)
+
+    def set_time_limit(self, began: float, minutes: float | None) -> None:
+        """Of this job. began: time.time() of its start. Slurm's own end of the job counts too."""
+        ends = []
+        if minutes is not None:
+            ends.append((began + 60 * minutes, f"time_limit_minutes {minutes:g}"))
+        slurm = os.environ.get("SLURM_JOB_END_TIME", "")
+        if slurm.isdigit():
+            ends.append((float(slurm), "the end of the Slurm job"))
+        if ends:
+            self._deadline, self._limit = min(ends)
+
+    def look(self, run_dir: Path, step_seconds: float, save_seconds: float) -> None:
+        """Whether the time is up, or somebody has put a STOP file into the run's folder. For rank 0."""
+        if self.reason is not None:
+            return
+        needed = SAFETY * (step_seconds + save_seconds) + SPARE_SECONDS
+        if self._deadline is not None and time.time() + needed > self._deadline:
+            left = max(0.0, self._deadline - time.time())
+            self.reason = f"{self._limit} is {left:.0f} s away; a step and a checkpoint may take {needed:.0f} s"
+        if time.monotonic() - self._polled_at > POLL_SECONDS:
+            self._polled_at = time.monotonic()
+            if (run_dir / STOP_FILE).exists():
+                (run_dir / STOP_FILE).unlink()
+                self.reason = f"{run_dir / STOP_FILE} was found (and removed)"
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        name, now = signal.Signals(number).name, time.monotonic()
+        first = self._heard.setdefault(number, now)
+        if self.reason is None:
+            self.reason = name
+            say = (
+                f"cloze: {name}: stopping after this step; once more ends it without a checkpoint\n"
+            )
+            os.write(2, say.encode())
+        elif now - first > 1 and number in (signal.SIGINT, signal.SIGTERM):
+            os.write(2, f"cloze: {name} again: ending now, without a checkpoint\n".encode())
+            os._exit(128 + number)
