@@ -25,8 +25,10 @@ from data.tokenizer_verify import verify_tokenizer
 from data.words import WORD_STARTS
 from launcher import blame, corpus, doctor, rehearse, shards
 from launcher.export import export
+from launcher.supervise import supervise
 from launcher.train import add_train_arguments, leave, report, train_here
 from model.hf_classes import Kind
+from trainer.config import load_config
 
 DEFAULT_SOURCE = "text"
 COMMANDS: dict[str, tuple[Any, str]] = {
@@ -50,6 +52,12 @@ def build_parser() -> argparse.ArgumentParser:
     add_train_arguments(train)
     train.add_argument(
         "--processes", type=int, help="on this machine; default: one per GPU, or one"
+    )
+    train.add_argument(
+        "--restarts",
+        type=int,
+        default=3,
+        help="starts in a row that may fail without a new checkpoint (default: %(default)s)",
     )
     _add_export(commands.add_parser("export", help="checkpoint -> Hugging Face folder"))
     for name, (module, explanation) in COMMANDS.items():
@@ -181,24 +189,20 @@ def prepare_config(options: argparse.Namespace) -> PrepareConfig:
 def _train(options: argparse.Namespace) -> int:
     if options.processes is not None and options.processes < 1:
         return report(ValueError(f"--processes {options.processes} is below 1"))
+    if options.restarts < 0:
+        return report(ValueError(f"--restarts {options.restarts} is negative"))
     if "RANK" in os.environ:  # started by torchrun, deepspeed or srun already
         leave(train_here(options.preset, options.overrides, new_phase=options.new_phase))
     import torch
 
     processes = options.processes or max(1, torch.cuda.device_count())
-    if processes == 1:
-        leave(train_here(options.preset, options.overrides, new_phase=options.new_phase))
-    # The launcher takes this process's place: signals and the exit status are its own.
-    launch = [
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        f"--nproc-per-node={processes}",
-        "-m",
-        "launcher.train",
-        *(["--new-phase"] if options.new_phase else []),
-    ]
-    os.execv(sys.executable, [sys.executable, *launch, str(options.preset), *options.overrides])
+    try:
+        run_dir = Path(load_config(options.preset, options.overrides).dir)
+    except ValueError as error:
+        return report(error)
+    new_phase = ["--new-phase"] if options.new_phase else []
+    arguments = [*new_phase, str(options.preset), *options.overrides]
+    return supervise(arguments, processes, run_dir, options.restarts)
 
 
 if __name__ == "__main__":

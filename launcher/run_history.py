@@ -18,6 +18,7 @@ from data.shards import Dataset
 from trainer.checkpoint_files import list_checkpoints, read_state
 from trainer.config import RunConfig, config_from
 from trainer.files import sha256_of
+from trainer.jumps import Jump, read_jumps
 from trainer.phases import settings_at
 from trainer.run_folder import DAMAGE_FILE
 from trainer.state import TrainState
@@ -32,6 +33,7 @@ class RunHistory:
     states: tuple[TrainState, ...]  # of the checkpoints that are kept, oldest first
     digests: dict[int, int]  # step -> sum of the digests of all rows up to it, as logged
     damage: tuple[Damage, ...]  # readings of blocks that were passed over
+    jumps: tuple[Jump, ...] = ()  # where rewinds have moved the stream
 
     @property
     def last_step(self) -> int:
@@ -50,7 +52,8 @@ class RunHistory:
         damage = {d for state in states for d in state.stream.damage} | _ledger(
             folder / DAMAGE_FILE
         )
-        return cls(folder, config, states, digests, tuple(sorted(damage)))
+        jumps = tuple(read_jumps(folder))
+        return cls(folder, config, states, digests, tuple(sorted(damage)), jumps)
 
     def start(self, step: int) -> TrainState | None:
         """The newest checkpoint's state at or before `step` completed steps; None: the run's start."""
@@ -70,12 +73,17 @@ class RunHistory:
         since = self.states[-1].step if self.states else 0
         row = self.states[-1].stream.row if self.states else 0
         phases = list(known)
-        for step in [since, *(p.first_step for p in self.config.phases if p.first_step > since)]:
+        jumps = {jump.step: jump.stream.row for jump in self.jumps}
+        begin = {since, *jumps, *(phase.first_step for phase in self.config.phases)}
+        for step in sorted(step for step in begin if step >= since):
             settings = settings_at(self.config, step)
             if phases and step > since:
                 row = phases[-1].first_row_of(step)
+            is_jump = jumps.get(step, 0) > row
+            row = max(row, jumps.get(step, 0))
             phase = Phase.of(settings.data, datasets[-1], settings.global_batch_size, step, row)
-            if step < self.last_step and (not phases or phases[-1].differences(phase)):
+            is_new = not phases or is_jump or bool(phases[-1].differences(phase))
+            if step < self.last_step and is_new:
                 phases.append(phase)
         return tuple(phases)
 

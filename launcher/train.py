@@ -50,6 +50,7 @@ def train_here(preset: Path, overrides: list[str], *, new_phase: bool = False) -
     activity, stop = Activity(), StopRequest()
     stop.listen()  # a stop that comes before the first step is remembered too
     die_with_launcher()
+    tell_supervisor(f"pid {os.getpid()}")
     try:
         from trainer.config import load_config  # torch and all: after the signals
 
@@ -80,9 +81,14 @@ def leave(status: int) -> NoReturn:
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    if told := os.environ.get(STATUS_FILE):  # torchrun makes 1 of every status but 0
-        Path(f"{told}-{os.environ.get('RANK', '0')}").write_text(str(status), encoding="ascii")
+    tell_supervisor(str(status))
     os._exit(status)
+
+
+def tell_supervisor(word: str) -> None:
+    """Our pid, then our exit status: torchrun makes 1 of every status but 0."""
+    if folder := os.environ.get(STATUS_FILE):
+        Path(f"{folder}-{os.environ.get('RANK', '0')}").write_text(word, encoding="ascii")
 
 
 def _settle_deepspeed() -> None:

@@ -79,7 +79,7 @@ def tiny_preset(folder: Path, dataset: Path, **changes: object) -> Path:
         "optim": {"learning_rate": 1e-3, "warmup_steps": 2},
     }
     for key, value in changes.items():
-        preset[key] = {**preset[key], **value} if isinstance(value, dict) else value
+        preset[key] = {**preset.get(key, {}), **value} if isinstance(value, dict) else value
     path = folder / "preset.yaml"
     path.write_text(yaml.safe_dump(preset), encoding="utf-8")
     return path
@@ -101,18 +101,30 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
+TRAIN = ["-m", "launcher.train"]
+FAULTY = [str(ROOT / "tests" / "faulty_train.py")]  # the same, with the faults of FAULT_PLAN
+
+
+def train_command(processes: int, script: list[str] = TRAIN) -> list[str]:
+    """`processes` real processes of torchrun (one: plain python)."""
+    if processes == 1:
+        return [sys.executable, *script]
+    return [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}",
+        *script,
+    ]  # fmt: skip
+
+
 def launch(
-    *arguments: object, processes: int = 1, timeout: int = 240, **variables: str
+    *arguments: object,
+    processes: int = 1,
+    timeout: int = 240,
+    script: list[str] = TRAIN,
+    **variables: str,
 ) -> subprocess.CompletedProcess[str]:
-    """Run `launcher.train` as `processes` real processes of torchrun (one: plain python)."""
-    command = [sys.executable, "-m", "launcher.train"]
-    if processes > 1:
-        command = [
-            sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}",
-            "-m", "launcher.train",
-        ]  # fmt: skip
+    """Run `launcher.train`, or another script, to its end. variables: of the environment."""
     return subprocess.run(
-        [*command, *map(str, arguments)],
+        [*train_command(processes, script), *map(str, arguments)],
         cwd=ROOT,
         env={**environment(), **variables},
         capture_output=True,

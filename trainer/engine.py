@@ -281,8 +281,8 @@ def step(engine: Engine) -> None:
         norm = float(torch.nn.utils.get_total_norm([p.grad for p in parameters]))
         engine._global_grad_norm = norm
         if not math.isfinite(norm):
-            for parameter in parameters:
-                parameter.grad = None  # torch's optimizers pass over those
+            engine.set_gradient_accumulation_boundary(False)  # it counts, and leaves all as it is
+            engine.module.zero_grad()
     engine.step()
 
 

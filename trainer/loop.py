@@ -87,13 +87,13 @@ def train(
             )
             activity.step_done(state.step)
             verdict, message = job.guard.judge(state.step, loss, grad_norm)
-            if verdict != "fine":
-                job.ledger.event(verdict, state.step, message)
             if verdict == "rewind":
                 state, jumps = rewind(run, job, state, stretch, message, world)
                 state, stretch = begin_stretch(run, job.dataset, state, jumps, world)
                 job.guard.forget()
                 continue
+            if verdict != "fine":
+                job.ledger.event(verdict, state.step, message)
             between_steps(run, job, state, stretch, grad_norm, world)
         end_job(run, job, state, stretch, stop, world)
         return job.ledger.status

@@ -46,7 +46,7 @@ def go_back(
             "optim.learning_rate or raise optim.warmup_steps, or look at the rows with `cloze blame`"
         )
     restored = restore(found, named)
-    if restored.phases != state.phases:
+    if restored.phases[-1].differences(state.phases[-1]):
         raise Diverged(f"{message}. A phase began since the checkpoint of step {step}")
     if world.is_main:
         _write(run_dir, Jump(step, state.stream, state.step, message))

@@ -1,0 +1,110 @@
+"""launcher.train with faults: `python tests/faulty_train.py PRESET ...`, as FAULT_PLAN in the environment says.
+
+FAULT_PLAN is a JSON list of {"rank", "step", "at", "do", ...}: when that rank is about to do `at` (an activity
+of trainer.activity) in the step after `step` completed ones, it does `do`, for `times` steps; "once" names a
+file that keeps it from happening again, "after" one that must be there. The program itself has no hooks:
+what is patched here is its own functions.
+
+do: kill, stop (SIGSTOP), exit0, segv, raise, sleep (seconds), term, usr1, nan (the loss), spike (the loss times
+1e4), gil (the interpreter stuck). UNPROTECTED, in the environment too, names a protection to switch off.
+"""
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT)]
+sys.path.remove(str(ROOT / "tests"))
+
+from launcher.train import leave, main  # noqa: E402
+from trainer.activity import Activity  # noqa: E402
+
+RANK = int(os.environ.get("RANK", "0"))
+PLAN: list[dict[str, Any]] = [
+    fault
+    for fault in json.loads(os.environ.get("FAULT_PLAN", "[]"))
+    if fault["rank"] in (RANK, "all")
+]
+SIGNALS = {
+    "kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM, "usr1": signal.SIGUSR1,
+    "int": signal.SIGINT,
+}  # fmt: skip
+
+
+def is_due(fault: dict[str, Any], step: int) -> bool:
+    once = Path(fault["once"]) if "once" in fault else None  # a file: not again after a restart
+    due = fault["step"] <= step < fault["step"] + fault.get("times", 1)
+    due = due and ("after" not in fault or Path(fault["after"]).exists())
+    if due and once:
+        if once.exists():
+            return False
+        once.touch()
+    return due
+
+
+def act(fault: dict[str, Any]) -> None:
+    if fault["do"] in SIGNALS:
+        os.kill(os.getpid(), SIGNALS[fault["do"]])
+    elif fault["do"] == "exit0":
+        os._exit(0)
+    elif fault["do"] == "segv":
+        ctypes.string_at(0)
+    elif fault["do"] == "raise":
+        raise RuntimeError("a planned fault")
+    elif fault["do"] == "sleep":
+        time.sleep(fault["seconds"])
+    elif fault["do"] == "gil":
+        ctypes.PyDLL(None).sleep(3600)
+
+
+enter = Activity.enter
+
+
+def faulty_enter(self: Activity, name: Any) -> None:
+    enter(self, name)
+    for fault in PLAN:
+        if fault["at"] == name and fault["do"] not in ("nan", "spike") and is_due(fault, self.step):
+            act(fault)
+
+
+def patch_losses() -> None:
+    import trainer.loop as loop
+
+    optimizer_step, objective, now = loop.optimizer_step, loop.objective, {"step": 0}
+
+    def watched(run: Any, job: Any, state: Any, *rest: Any) -> float:
+        now["step"] = state.step
+        return optimizer_step(run, job, state, *rest)
+
+    def scaled(losses: Any, counts: Any) -> Any:
+        factor = 1.0
+        for fault in PLAN:
+            if fault["do"] in ("nan", "spike") and is_due(fault, now["step"]):
+                factor = float("nan") if fault["do"] == "nan" else 1e4
+        losses.mlm_loss_sum.mul_(factor)  # in place: what is logged sees it too
+        return objective(losses, counts)
+
+    loop.optimizer_step, loop.objective = watched, scaled
+
+
+def unprotect(name: str) -> None:
+    """Without it, the test of it must fail."""
+    if name == "room":  # what is free is not looked at
+        import trainer.checkpoint as checkpoint
+
+        checkpoint.free_bytes = lambda folder: 1 << 60
+
+
+Activity.enter = faulty_enter  # type: ignore[method-assign]
+if any(fault["do"] in ("nan", "spike") for fault in PLAN):
+    patch_losses()
+if "UNPROTECTED" in os.environ:
+    unprotect(os.environ["UNPROTECTED"])
+if __name__ == "__main__":
+    leave(main())

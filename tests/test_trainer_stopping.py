@@ -1,0 +1,178 @@
+"""Runs that are asked to stop: a checkpoint of the step they are at, a status that says so, no step lost."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from support import FAULTY, ROOT, environment, launch, read_metrics, tiny_preset, train_command
+
+from trainer.checkpoint_files import list_checkpoints, problems_of, step_of
+from trainer.stopping import StopRequest
+
+STEPS = 40
+
+
+@pytest.fixture(scope="module")
+def unbroken(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> list[tuple]:
+    folder = tmp_path_factory.mktemp("unbroken")
+    preset = tiny_preset(folder, tiny_dataset, steps=STEPS, save_every=0)
+    assert launch(preset, processes=2).returncode == 0
+    return curve(folder / "run")
+
+
+def curve(run: Path) -> list[tuple]:
+    return [(m["step"], m["loss"], m["grad_norm"], m["rows_digest"]) for m in read_metrics(run)]
+
+
+def ledger(run: Path, kind: str) -> list[dict]:
+    lines = (run / "jobs.jsonl").read_text(encoding="utf-8").splitlines()
+    return [line for line in map(json.loads, lines) if line["kind"] == kind]
+
+
+@pytest.mark.parametrize(
+    ("number", "at", "rank"),
+    [
+        ("term", "forward", 1),
+        ("usr1", "data", 0),
+        ("int", "backward", 0),
+        ("term", "save", 1),
+        ("usr1", "eval", 0),
+        ("term", "startup", 1),
+    ],
+)
+def test_a_signal_in_any_phase_costs_no_step(
+    number: str, at: str, rank: int, unbroken: list[tuple], tiny_dataset: Path, tmp_path: Path
+) -> None:
+    changes = {"steps": STEPS, "save_every": 8, "eval_every": 8, "eval_rows": 8}
+    preset = tiny_preset(tmp_path, tiny_dataset, **changes)
+    run = tmp_path / "run"
+    step = 0 if at == "startup" else 8 if at in ("save", "eval") else 11
+    plan = [{"rank": rank, "step": step, "at": at, "do": number}]
+    stopped = launch(preset, processes=2, script=FAULTY, FAULT_PLAN=json.dumps(plan))
+    assert stopped.returncode == 1, stopped.stderr  # torchrun's word for every failure
+    reached = {"startup": 0, "save": 8, "eval": 8, "data": 11}.get(at, 12)
+    assert [m["step"] for m in read_metrics(run)] == list(range(1, reached + 1))
+    assert [step_of(c) for c in list_checkpoints(run)][-1:] == ([reached] if reached else [])
+    (end,) = ledger(run, "end")
+    assert (end["status"], end["exit_status"], end["step"]) == ("preempted", 75, reached)
+    (event,) = ledger(run, "event")
+    assert f"SIG{number.upper()} (rank {rank})" in event["message"]
+    again = launch(preset, processes=2)
+    assert again.returncode == 0, again.stderr
+    assert curve(run) == unbroken
+
+
+def test_cloze_train_passes_a_signal_on_and_tells_the_status(
+    unbroken: list[tuple], tiny_dataset: Path, tmp_path: Path
+) -> None:
+    preset = tiny_preset(tmp_path, tiny_dataset, steps=STEPS)
+    process = subprocess.Popen(
+        [*train_command(1, ["-m", "launcher.cli", "train"]), str(preset), "--processes", "2"],
+        cwd=ROOT,
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for_step(tmp_path / "run", 3)
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=100)
+    assert process.returncode == 75, stderr
+    assert list_checkpoints(tmp_path / "run")
+    assert launch(preset, processes=2).returncode == 0
+    assert curve(tmp_path / "run") == unbroken
+
+
+def wait_for_step(run: Path, step: int) -> None:
+    deadline = time.monotonic() + 100
+    while time.monotonic() < deadline:
+        if (run / "metrics.jsonl").exists() and len(read_metrics(run)) >= step:
+            return
+        time.sleep(0.02)
+    pytest.fail(f"step {step} was not reached")
+
+
+def test_a_second_signal_ends_it_at_once(tiny_dataset: Path, tmp_path: Path) -> None:
+    preset = tiny_preset(tmp_path, tiny_dataset, steps=STEPS, save_every=0)
+    plan = [{"rank": 0, "step": 5, "at": "forward", "do": "sleep", "seconds": 100}]
+    process = subprocess.Popen(
+        [*train_command(1, FAULTY), str(preset)],
+        cwd=ROOT,
+        env={**environment(), "FAULT_PLAN": json.dumps(plan)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for_step(tmp_path / "run", 5)
+    process.send_signal(signal.SIGINT)
+    time.sleep(1.2)  # sooner than a second later it is taken for the same wish
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=20)
+    assert process.returncode == 128 + signal.SIGINT
+    assert "SIGINT again: ending now" in stderr
+    assert not list_checkpoints(tmp_path / "run")
+
+
+def test_a_time_limit_is_kept(tiny_dataset: Path, tmp_path: Path) -> None:
+    preset = tiny_preset(tmp_path, tiny_dataset, steps=100_000, time_limit_minutes=0.3)
+    began = time.monotonic()
+    result = launch(preset)
+    assert result.returncode == 75, result.stderr
+    assert time.monotonic() - began < 18
+    assert "time_limit_minutes 0.3 is" in result.stdout
+    (newest,) = list_checkpoints(tmp_path / "run")[-1:]
+    assert step_of(newest) == read_metrics(tmp_path / "run")[-1]["step"]
+
+
+def test_the_end_of_a_slurm_job_is_a_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    stop = StopRequest()
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 60))
+    stop.set_time_limit(time.time(), minutes=None)
+    stop.look(Path("nowhere"), step_seconds=1, save_seconds=1)
+    assert stop.reason is None
+    stop.look(Path("nowhere"), step_seconds=1, save_seconds=60)
+    assert stop.reason is not None and "the end of the Slurm job" in stop.reason
+
+
+def test_a_stop_file(tiny_dataset: Path, tmp_path: Path) -> None:
+    preset = tiny_preset(tmp_path, tiny_dataset, steps=100_000, save_every=0)
+    process = subprocess.Popen([*train_command(1), str(preset)], cwd=ROOT, env=environment())
+    wait_for_step(tmp_path / "run", 3)
+    (tmp_path / "run" / "STOP").touch()
+    assert process.wait(timeout=60) == 75
+    assert not (tmp_path / "run" / "STOP").exists()
+    (newest,) = list_checkpoints(tmp_path / "run")
+    assert problems_of(newest) == []
+
+
+def test_nobody_is_left_when_the_launcher_is_killed(tiny_dataset: Path, tmp_path: Path) -> None:
+    """Its processes are told by the kernel; they save, and leave."""
+    preset = tiny_preset(tmp_path, tiny_dataset, steps=100_000, save_every=0)
+    process = subprocess.Popen(
+        [*train_command(1, ["-m", "launcher.cli", "train"]), str(preset), "--processes", "2"],
+        cwd=ROOT,
+        env=environment(),
+    )
+    wait_for_step(tmp_path / "run", 3)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 60
+    while (left := processes_of(str(tmp_path))) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert left == []
+    assert list_checkpoints(tmp_path / "run")
+
+
+def processes_of(word: str) -> list[str]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            except OSError:
+                continue
+            if word in command and "pytest" not in command.split(word)[0]:
+                found.append(command)
+    return found

@@ -1,0 +1,155 @@
+"""Ranks that hang, die and leave: who it was is said, nobody stays behind, and the run goes on by itself."""
+
+import json
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from support import FAULTY, ROOT, environment, launch, read_metrics, tiny_preset, train_command
+from test_trainer_stopping import curve, ledger, processes_of
+
+from trainer.watchdog import allowed_seconds, explain
+
+STEPS = 14
+SECONDS = 4.0  # hang_timeout_seconds of these tests
+
+
+@pytest.fixture(scope="module")
+def unbroken(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> list[tuple]:
+    folder = tmp_path_factory.mktemp("unbroken")
+    assert launch(tiny_preset(folder, tiny_dataset, steps=STEPS), processes=2).returncode == 0
+    return curve(folder / "run")
+
+
+def cloze_train(
+    preset: Path, faults: list[dict], **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """`cloze train` on two processes, with faults."""
+    return subprocess.run(
+        [
+            *train_command(1, [str(ROOT / "tests" / "faulty_cli.py")]),
+            str(preset),
+            "--processes",
+            "2",
+        ],
+        cwd=ROOT,
+        env={**environment(), "FAULT_PLAN": json.dumps(faults), **variables},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("do", "at", "said"),
+    [
+        ("stop", "data", "in 'data' of step 6 for"),
+        ("gil", "forward", "in 'forward' of step 6 for"),
+        ("sleep", "backward", "rank 1 ("),
+    ],
+)
+def test_a_rank_that_hangs_is_named_and_the_run_goes_on(
+    do: str, at: str, said: str, unbroken: list[tuple], tiny_dataset: Path, tmp_path: Path
+) -> None:
+    preset = tiny_preset(tmp_path, tiny_dataset, steps=STEPS, hang_timeout_seconds=SECONDS)
+    once = str(tmp_path / "once")
+    fault = {"rank": 1, "step": 5, "at": at, "do": do, "seconds": 999, "once": once}
+    result = cloze_train(preset, [fault])
+    assert result.returncode == 0, result.stderr[-3000:]
+    (explained,) = [line for line in result.stderr.splitlines() if "the run hangs:" in line]
+    assert said in explained and "rank 1 (" in explained
+    assert ("stopped by a signal" in explained) == (do == "stop")
+    assert "Current thread" in result.stderr  # the stacks
+    assert "ended with status 124; starting again" in result.stderr
+    hung, done = ledger(tmp_path / "run", "end")
+    assert (hung["status"], hung["exit_status"], done["status"]) == ("hung", 124, "done")
+    assert curve(tmp_path / "run") == unbroken
+    assert not (tmp_path / "run" / "stalls").exists() or not any(
+        (tmp_path / "run" / "stalls").iterdir()
+    )
+
+
+@pytest.mark.parametrize("do", ["kill", "segv", "exit0", "raise"])
+def test_a_rank_that_dies_is_no_success_and_the_run_goes_on(
+    do: str, unbroken: list[tuple], tiny_dataset: Path, tmp_path: Path
+) -> None:
+    preset = tiny_preset(tmp_path, tiny_dataset, steps=STEPS)
+    fault = {"rank": 1, "step": 8, "at": "backward", "do": do, "once": str(tmp_path / "once")}
+    result = cloze_train(preset, [fault])
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "starting again" in result.stderr
+    assert curve(tmp_path / "run") == unbroken
+    assert [line["resumed_step"] for line in ledger(tmp_path / "run", "start")] == [0, 6]
+
+
+def test_one_process_that_leaves_with_0_is_no_success(tiny_dataset: Path, tmp_path: Path) -> None:
+    preset = tiny_preset(tmp_path, tiny_dataset, steps=STEPS)
+    fault = {"rank": 0, "step": 8, "at": "backward", "do": "exit0"}
+    command = [
+        *train_command(1, [str(ROOT / "tests" / "faulty_cli.py")]),
+        str(preset),
+        "--restarts",
+        "0",
+    ]
+    result = subprocess.run(
+        command, cwd=ROOT, env={**environment(), "FAULT_PLAN": json.dumps([fault])}, check=False
+    )
+    assert result.returncode == 70
+
+
+def test_a_run_without_progress_is_given_up(tiny_dataset: Path, tmp_path: Path) -> None:
+    preset = tiny_preset(tmp_path, tiny_dataset, steps=STEPS)
+    result = cloze_train(preset, [{"rank": 1, "step": 1, "at": "data", "do": "kill"}])
+    assert result.returncode not in (0, 75)
+    assert "no new checkpoint in 4 starts: giving up" in result.stderr
+    assert processes_of(str(preset)) == []
+
+
+def test_what_cannot_be_mended_is_not_tried_again(tiny_dataset: Path, tmp_path: Path) -> None:
+    preset = tiny_preset(tmp_path, tiny_dataset, deepspeed="nowhere.json")
+    result = cloze_train(preset, [])
+    assert result.returncode == 78
+    assert (
+        result.stderr.count("nowhere.json does not exist") == 1
+        and "starting again" not in result.stderr
+    )
+
+
+def test_a_slow_loader_is_no_hang(tiny_dataset: Path, tmp_path: Path) -> None:
+    preset = tiny_preset(tmp_path, tiny_dataset, steps=4, hang_timeout_seconds=SECONDS)
+    fault = {"rank": 1, "step": 2, "at": "data", "do": "sleep", "seconds": 0.7 * SECONDS}
+    result = launch(preset, processes=2, script=FAULTY, FAULT_PLAN=json.dumps([fault]))
+    assert result.returncode == 0, result.stderr
+    assert len(read_metrics(tmp_path / "run")) == 4
+    deadline = time.monotonic() + 10
+    while any((tmp_path / "run").glob("stalls/*/*")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any((tmp_path / "run").glob("stalls/*/*"))
+
+
+def note(rank: int, step: int, activity: str, state: str = "S") -> dict:
+    return {
+        "rank": rank, "host": f"node{rank}", "pid": 10 + rank, "step": step, "activity": activity,
+        "seconds": 120.0, "process_state": state,
+    }  # fmt: skip
+
+
+def test_whom_the_others_wait_for() -> None:
+    said = explain([note(0, 7, "backward"), note(1, 7, "data"), note(2, 7, "backward")], 3)
+    assert said.startswith(
+        "the run hangs: rank 1 (node1, pid 11) in 'data' of step 8 for 120 s; the others"
+    )
+    said = explain([note(0, 8, "data"), note(1, 7, "save")], 2)
+    assert said.startswith("the run hangs: rank 1 (node1, pid 11) in 'save' of step 8")
+    said = explain([note(0, 7, "backward"), note(1, 7, "backward", "T")], 2)
+    assert "rank 1 (node1, pid 11)" in said.splitlines()[0] and "stopped by a signal" in said
+    said = explain([note(0, 7, "backward"), note(1, 7, "backward")], 3)
+    assert "all ranks are at the same place" in said and "rank 2: no word" in said
+
+
+def test_a_long_step_is_given_time() -> None:
+    assert allowed_seconds("forward", 1.0, 120) == 120
+    assert allowed_seconds("forward", 60.0, 120) == 600
+    assert allowed_seconds("startup", 1.0, 120) == 1200
