@@ -87,8 +87,8 @@ def change_saver(way: str) -> None:
 
     begin = saver.Saver.begin
 
-    def begin_and_wait(self: saver.Saver, *arguments: Any) -> list[str]:
-        return begin(self, *arguments) + self.wait()
+    def begin_and_wait(self: saver.Saver, document: dict[str, Any], write_hf: Any) -> list[str]:
+        return begin(self, document, write_hf) + self.wait()
 
     def save_raw(self: saver.Saver, document: dict[str, Any], write_hf: Any) -> list[str]:
         host: dict[str, torch.Tensor] = {}

@@ -93,6 +93,38 @@ def patch_losses() -> None:
     loop.optimizer_step, loop.objective = watched, scaled
 
 
+def fill_disk(rank: int, step: int) -> None:
+    """Writing of that rank's part fails at that step's checkpoint."""
+    import trainer.saver as saver
+
+    write_part = saver.write_part
+
+    def failing(folder: Path, *rest: Any) -> None:
+        if rank == RANK and f"{step:08d}" in folder.name:
+            raise OSError(28, "No space left on device", str(folder))
+        write_part(folder, *rest)
+
+    saver.write_part = failing
+
+
+def flip_a_weight(step: int) -> None:
+    """One bit of a weight that rank 1 computes with."""
+    import torch
+
+    import trainer.loop as loop
+
+    optimizer_step = loop.optimizer_step
+
+    def flipped(run: Any, job: Any, state: Any, *rest: Any) -> float:
+        norm = optimizer_step(run, job, state, *rest)
+        if RANK == 1 and state.step == step:
+            weight = next(iter(job.named.parameters.values())).data.view(-1)
+            weight[:1].view(torch.int32).bitwise_xor_(1)
+        return norm
+
+    loop.optimizer_step = flipped
+
+
 def unprotect(name: str) -> None:
     """Without it, the test of it must fail."""
     if name == "room":  # what is free is not looked at
@@ -104,6 +136,10 @@ def unprotect(name: str) -> None:
 Activity.enter = faulty_enter  # type: ignore[method-assign]
 if any(fault["do"] in ("nan", "spike") for fault in PLAN):
     patch_losses()
+if "FULL_DISK" in os.environ:
+    fill_disk(int(os.environ["FULL_DISK"]), int(os.environ["FULL_DISK_STEP"]))
+if "FLIP_STEP" in os.environ:
+    flip_a_weight(int(os.environ["FLIP_STEP"]))
 if "UNPROTECTED" in os.environ:
     unprotect(os.environ["UNPROTECTED"])
 if __name__ == "__main__":

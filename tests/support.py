@@ -67,6 +67,7 @@ def tiny_preset(folder: Path, dataset: Path, **changes: object) -> Path:
         "eval_every": 0,
         "eval_rows": 24,
         "save_every": 3,
+        "verify_hf": "weights",
         "data": {"path": str(dataset), "sequence_length": 64, "num_lanes": 16},
         "model": {
             "hidden_size": 32,

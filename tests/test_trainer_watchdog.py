@@ -9,6 +9,7 @@ import pytest
 from support import FAULTY, ROOT, environment, launch, read_metrics, tiny_preset, train_command
 from test_trainer_stopping import curve, ledger, processes_of
 
+from trainer.stragglers import slowest
 from trainer.watchdog import allowed_seconds, explain
 
 STEPS = 14
@@ -66,9 +67,7 @@ def test_a_rank_that_hangs_is_named_and_the_run_goes_on(
     hung, done = ledger(tmp_path / "run", "end")
     assert (hung["status"], hung["exit_status"], done["status"]) == ("hung", 124, "done")
     assert curve(tmp_path / "run") == unbroken
-    assert not (tmp_path / "run" / "stalls").exists() or not any(
-        (tmp_path / "run" / "stalls").iterdir()
-    )
+    assert not any((tmp_path / "run").glob("stalls/*/*"))
 
 
 @pytest.mark.parametrize("do", ["kill", "segv", "exit0", "raise"])
@@ -127,6 +126,24 @@ def test_a_slow_loader_is_no_hang(tiny_dataset: Path, tmp_path: Path) -> None:
     while any((tmp_path / "run").glob("stalls/*/*")) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not any((tmp_path / "run").glob("stalls/*/*"))
+
+
+def test_a_slow_rank_is_named(tiny_dataset: Path, tmp_path: Path) -> None:
+    """Nobody is named before it becomes slow."""
+    preset = tiny_preset(tmp_path, tiny_dataset, steps=40, log_every=5, save_every=0)
+    fault = {"rank": 1, "step": 20, "times": 99, "at": "forward", "do": "sleep", "seconds": 0.05}
+    result = launch(preset, processes=2, script=FAULTY, FAULT_PLAN=json.dumps([fault]))
+    assert result.returncode == 0, result.stderr
+    named = [event for event in ledger(tmp_path / "run", "event") if event["what"] == "straggler"]
+    assert "rank 1 (" in named[-1]["message"] and named[-1]["step"] <= 40
+    assert [event["step"] for event in named if "rank 1 (" in event["message"]] == [30]
+
+
+def test_who_is_slow() -> None:
+    assert slowest([0.10, 0.10, 0.25, 0.11], step_seconds=0.5) == 2
+    assert slowest([0.10, 0.10, 0.13, 0.11], step_seconds=0.5) is None  # within what is usual
+    assert slowest([0.010, 0.010, 0.025], step_seconds=0.5) is None  # nothing is lost by it
+    assert slowest([0.5], step_seconds=0.5) is None
 
 
 def note(rank: int, step: int, activity: str, state: str = "S") -> dict:

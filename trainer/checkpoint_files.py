@@ -35,20 +35,22 @@ def problems_of(folder: Path) -> list[str]:
         manifest = json.loads((folder / "MANIFEST.json").read_text(encoding="utf-8"))
         if manifest["format"] not in READABLE:
             return [f"{folder} has format {manifest['format']!r}, this version reads {READABLE}"]
-        files = manifest["files"].items()
+        files = [
+            (name, facts["bytes"], facts["sha256"]) for name, facts in manifest["files"].items()
+        ]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return [f"{folder / 'MANIFEST.json'} cannot be read: {error}"]
     problems = []
-    for name, expected in files:
+    for name, expected_bytes, expected_sha256 in files:
         path = folder / name
         if not path.is_file():
             problems.append(f"{path} is missing")
-        elif path.stat().st_size != expected["bytes"]:
+        elif path.stat().st_size != expected_bytes:
             problems.append(
-                f"{path} has {path.stat().st_size} bytes, the manifest says {expected['bytes']}"
+                f"{path} has {path.stat().st_size} bytes, the manifest says {expected_bytes}"
             )
-        elif (found := sha256_of(path)) != expected["sha256"]:
-            problems.append(f"{path} has sha256 {found}, the manifest says {expected['sha256']}")
+        elif (found := sha256_of(path)) != expected_sha256:
+            problems.append(f"{path} has sha256 {found}, the manifest says {expected_sha256}")
     return problems
 
 

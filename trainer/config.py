@@ -41,6 +41,9 @@ class RunConfig:
     save_every: int = 500  # steps; 0: only at the end
     keep_checkpoints: int = 3  # the newest ones; older are deleted
     keep_every: int = 0  # steps whose checkpoints are never deleted: every so many; 0: none
+    verify_hf: Literal["logits", "weights"] = (
+        "logits"  # hf/ of the last checkpoint: also by transformers
+    )
     guard: GuardConfig = dataclasses.field(default_factory=GuardConfig)
     hang_timeout_seconds: float = 300.0  # a rank that stands still so long is explained, and ended
     time_limit_minutes: float | None = None  # of one job: it saves and stops before
@@ -103,7 +106,7 @@ class RunConfig:
 FREE_TO_CHANGE = frozenset(
     {
         "dir", "deepspeed", "micro_batch_size", "log_every", "eval_every", "eval_rows", "save_every",
-        "keep_checkpoints", "keep_every", "guard", "hang_timeout_seconds", "time_limit_minutes",
+        "keep_checkpoints", "keep_every", "guard", "verify_hf", "hang_timeout_seconds", "time_limit_minutes",
         "data.path", "data.num_workers", "data.max_damaged_blocks", "data.storage",
         *(f"model.{name}" for name in COMPUTE_FIELDS),
     }

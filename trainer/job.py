@@ -3,6 +3,9 @@
 A job is what one start of the command does: from the newest checkpoint to the end of the run, or to a stop.
 """
 
+import json
+import shutil
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +15,7 @@ import torch
 from data.shards import Dataset
 from model.flops import num_parameters, peak_flops
 from model.hf import export_hf
+from model.hf_parity import REPORT_FILE, compare_logits_apart, compare_weights
 from trainer.activity import Activity
 from trainer.checkpoint_write import WriteHf
 from trainer.config import RunConfig, to_dict
@@ -26,8 +30,9 @@ from trainer.saver import Saver
 from trainer.start import announce, prepare, resume
 from trainer.state import TrainState
 from trainer.stopping import StopRequest
+from trainer.stragglers import Stragglers
 from trainer.stretch import Stretch, known_damage, merged
-from trainer.watchdog import watch
+from trainer.watchdog import STALLS, watch
 from trainer.world import World
 
 
@@ -40,6 +45,7 @@ class Job(NamedTuple):
     saver: Saver
     guard: Guard
     metrics: Metrics
+    stragglers: Stragglers
 
 
 def begin_job(
@@ -51,6 +57,8 @@ def begin_job(
     ledger = stack.enter_context(Ledger(run_dir, activity, is_main=world.is_main))
     stop.set_time_limit(activity.process_began, run.time_limit_minutes)
     job_id = world.broadcast(ledger.job)
+    if world.is_main:
+        shutil.rmtree(run_dir / STALLS, ignore_errors=True)  # notes of a job that hung
     watch(stack, activity, run_dir, job_id, (world.rank, world.size), run.hang_timeout_seconds)
     engine = build_engine(model, weights(), run.optim, deepspeed, world.device)
     named = NamedState(engine)
@@ -76,6 +84,7 @@ def begin_job(
         Saver(run, named, world, state.step),
         Guard(run.guard),
         metrics,
+        Stragglers(activity, world, named.stage),
     )
     return job, state, known_jumps(run_dir, world)
 
@@ -89,6 +98,7 @@ def _peak_of(world: World) -> float | None:
 def save(run: RunConfig, job: Job, state: TrainState, stretch: Stretch, world: World) -> None:
     """Merge the ranks' cursors, and begin to write everything. Collective. A failed save is an event."""
     job.activity.enter("save")
+    job.named.check_replicas(world)
     state = merged(state, stretch, world)
     document = {**state.to_json(), "config": to_dict(run)}
     report_failed_save(job, state, job.saver.begin(document, _hf_writer(run, job.dataset, state)))
@@ -101,6 +111,7 @@ def report_failed_save(job: Job, state: TrainState, problems: list[str]) -> None
 
 
 def _hf_writer(run: RunConfig, dataset: Dataset, state: TrainState) -> WriteHf:
+    """The model as a folder for transformers, and the proof that it is; where it is not, nothing is saved."""
     card = model_card(
         run,
         dataset.manifest,
@@ -110,7 +121,7 @@ def _hf_writer(run: RunConfig, dataset: Dataset, state: TrainState) -> WriteHf:
     )
     tokenizer = dataset.root / "tokenizer"
 
-    def write(weights, folder: Path) -> None:
+    def write(weights: Mapping[str, torch.Tensor], folder: Path) -> None:
         export_hf(
             weights,
             run.model,
@@ -119,6 +130,10 @@ def _hf_writer(run: RunConfig, dataset: Dataset, state: TrainState) -> WriteHf:
             tokenizer_folder=tokenizer,
             model_card=card,
         )
+        report = compare_weights(folder, weights, run.model)
+        if state.step == run.steps and run.verify_hf == "logits":
+            report |= compare_logits_apart(folder)
+        (folder / REPORT_FILE).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
     return write
 

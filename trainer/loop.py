@@ -128,7 +128,10 @@ def between_steps(
     """Log, evaluate and save where it is time to. Collective."""
     is_done = state.step == run.steps
     if is_done or state.step % run.log_every == 0:
-        job.metrics.log(state, lr_at(state.step - 1, run.optim, run.steps), grad_norm)
+        learning_rate = lr_at(state.step - 1, run.optim, run.steps)
+        step_seconds = job.metrics.log(state, learning_rate, grad_norm)
+        if message := job.stragglers.look(step_seconds):
+            job.ledger.event("straggler", state.step, message)
     if is_done or (run.eval_every and state.step % run.eval_every == 0):
         job.activity.enter("eval")
         values = evaluate(job.engine, job.dataset, stretch, world, num_rows=run.eval_rows)

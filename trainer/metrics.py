@@ -100,8 +100,8 @@ class Metrics:
         self._flops += flops
         return averages(totals).get("loss", 0.0)
 
-    def log(self, state: TrainState, learning_rate: float, grad_norm: float) -> None:
-        """Write what happened since the last call."""
+    def log(self, state: TrainState, learning_rate: float, grad_norm: float) -> float:
+        """Write what happened since the last call. Returns the seconds that a step took."""
         values = {"step": state.step, **averages(self._window)}
         now = self._activity.accounted()
         spent = {name: now[name] - self._before[name] for name in ("data", "step", "log")}
@@ -123,6 +123,7 @@ class Metrics:
         self._print(progress_line(values, self.num_steps))
         self._window.zero_()
         self._flops, self._before, self._window_state = 0, now, state
+        return values["step_seconds"]
 
     def log_evaluation(self, step: int, values: dict[str, float]) -> None:
         """Held-out results."""

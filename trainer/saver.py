@@ -83,7 +83,7 @@ class Saver:
             self._given_up.set()  # rank 0 waits for notes that will not come
         self._thread.join()
         self._thread = None
-        problems = [p for p in self.world.gather(self._problem) if p]
+        problems = problems or [p for p in self.world.gather(self._problem) if p]
         self._problem = None
         if not problems:
             self.failures.clear()

@@ -13,7 +13,6 @@ import faulthandler
 import json
 import mmap
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -140,9 +139,6 @@ def give_up(options: argparse.Namespace, folder: Path) -> None:
     if status_file := os.environ.get(STATUS_FILE):
         Path(f"{status_file}-{options.rank}").write_text(str(HUNG), encoding="ascii")
     os.kill(options.pid, signal.SIGKILL)
-    time.sleep(NOTES_SECONDS)
-    shutil.rmtree(folder, ignore_errors=True)
-    sys.exit(0)
 
 
 def read_notes(folder: Path) -> list[dict[str, Any]]:
