@@ -136,7 +136,7 @@ def test_a_slow_rank_is_named(tiny_dataset: Path, tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     named = [event for event in ledger(tmp_path / "run", "event") if event["what"] == "straggler"]
     assert "rank 1 (" in named[-1]["message"] and named[-1]["step"] <= 40
-    assert [event["step"] for event in named if "rank 1 (" in event["message"]] == [30]
+    assert [event["step"] for event in named if "rank 1 (" in event["message"]] == [40]
 
 
 def test_who_is_slow() -> None:

@@ -14,6 +14,7 @@ from trainer.world import World
 RATIO = 1.4  # over the median of the other ranks
 SHARE = 0.1  # of a step that must be lost by it
 IN_A_ROW = 2  # windows of steps
+LEAST_STEPS = 10  # of a window: a single step says little
 
 
 class Stragglers:
@@ -25,7 +26,9 @@ class Stragglers:
         self._times = 0
 
     def look(self, step_seconds: float) -> str | None:
-        """Who is slow, if the same rank was so in two windows in a row. Collective; once per window."""
+        """Who is slow, if the same rank was so in two windows in a row. Collective, when one is over."""
+        if self._activity.step - self._step_before < LEAST_STEPS:
+            return None
         now, steps = self._own(), max(1, self._activity.step - self._step_before)
         mine = ((now - self._before) / steps, socket.gethostname())
         self._before, self._step_before = now, self._activity.step

@@ -1,0 +1,270 @@
+"""Minutes in, a table out: a training run under random faults, and whether it ends as the undisturbed one does.
+
+    python tests/soak/train_faults.py --minutes 120 --folder /scratch/soak [--seconds-between-faults 20]
+
+First the undisturbed run, then the same one with faults in a Poisson process, started again whenever it ends,
+with `cloze train --processes 2`. What happens to it, in turn at random:
+
+    kill rank, kill launcher, kill all     SIGKILL of one training process; of `cloze train`; of everything
+    stop rank                              SIGSTOP: a rank that hangs
+    ask to stop                            SIGTERM or SIGUSR1 to `cloze train`: must save and end with 75
+    full disk                              the run's folder (a small file system) has no room for a while
+    damaged checkpoint                     a bit of the newest checkpoint flips between two starts
+    damaged block                          a bit of a shard flips; it is put right after the run has refused it
+
+At the end: every step once and in order, losses, gradient norms and digests of rows equal bit for bit, the last
+checkpoint's weights equal byte for byte, no process left, and the account of time.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from support import environment, read_metrics, tiny_preset, write_corpus  # noqa: E402
+
+from data.prepare import PrepareConfig, prepare  # noqa: E402
+from launcher.supervise import descendants  # noqa: E402
+from trainer.checkpoint_files import list_checkpoints, problems_of  # noqa: E402
+
+FAULTS = (
+    "kill rank", "kill launcher", "kill all", "stop rank", "ask to stop", "full disk",
+    "damaged checkpoint", "damaged block",
+)  # fmt: skip
+STEPS_PER_MINUTE = 120  # with faults, on two cores; the run is that long
+SAVE_EVERY = 20
+DISK_MEGABYTES = 24
+EXACT = ("step", "loss", "grad_norm", "learning_rate", "num_tokens", "rows_digest")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--minutes", type=float, default=120)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--seconds-between-faults", type=float, default=20)
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    steps = int(options.minutes * STEPS_PER_MINUTE)
+    dataset = make_dataset(options.folder)
+    whole, broken = options.folder / "whole", options.folder / "broken"
+    presets = []
+    for folder in (whole, broken):
+        shutil.rmtree(folder / "run", ignore_errors=True)
+        (folder / "run").mkdir(parents=True)
+        presets.append(
+            tiny_preset(
+                folder, dataset, steps=steps, save_every=SAVE_EVERY, hang_timeout_seconds=5,
+                precision="bf16", optim={"warmup_steps": 20},
+            )
+        )  # fmt: skip
+    began = time.monotonic()
+    assert start(presets[0], whole / "log").wait() == 0
+    print(f"undisturbed: {steps} steps in {time.monotonic() - began:.0f} s", flush=True)
+    mount(broken / "run")
+    try:
+        soak = Soak(presets[1], broken, dataset, options)
+        soak.go()
+        soak.report(whole / "run")
+    finally:
+        subprocess.run(["umount", broken / "run"], check=False)
+
+
+def make_dataset(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "dataset").exists():
+        text = write_corpus(folder / "text.jsonl", 3000)
+        prepare(
+            PrepareConfig(
+                output=str(folder / "dataset"), sources={"text": (str(text),)}, vocab_size=360,
+                heldout_fraction=0.05, block_tokens=4096, num_processes=2,
+            )
+        )  # fmt: skip
+    return folder / "dataset"
+
+
+def mount(folder: Path) -> None:
+    size = f"size={DISK_MEGABYTES}m"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", folder], check=True)
+
+
+def start(preset: Path, log: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "launcher.cli", "train", str(preset), "--processes", "2"]
+    with log.open("ab") as file:
+        return subprocess.Popen(
+            command, cwd=ROOT, env=environment(), stdout=file, stderr=file, start_new_session=True
+        )
+
+
+class Soak:
+    def __init__(
+        self, preset: Path, folder: Path, dataset: Path, options: argparse.Namespace
+    ) -> None:
+        self.preset, self.run, self.log = preset, folder / "run", folder / "log"
+        self.shard = next(dataset.glob("*/train/*.tar"))
+        self.rng = random.Random(options.seed)
+        self.mean_seconds = options.seconds_between_faults
+        self.done: Counter[str] = Counter()
+        self.statuses: Counter[int] = Counter()
+        self.repair: list[tuple[Path, bytes]] = []
+        self.process = start(preset, self.log)
+
+    def go(self) -> None:
+        """Faults until the run is done."""
+        self.began = time.monotonic()
+        while True:
+            due = time.monotonic() + self.rng.expovariate(1 / self.mean_seconds)
+            while time.monotonic() < due and self.process.poll() is None:
+                time.sleep(0.05)
+            status = self.process.poll()
+            if status is not None:
+                self.statuses[status] += 1
+                if status == 0:
+                    return
+                self.mend()
+                self.process = start(self.preset, self.log)
+            else:
+                fault = self.rng.choice(FAULTS)
+                if self.inflict(fault):
+                    self.done[fault] += 1
+
+    def ranks(self) -> list[int]:
+        found = []
+        for pid in descendants(self.process.pid):
+            try:
+                command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if b"launcher.train" in command and b"torch.distributed.run" not in command:
+                found.append(pid)
+        return sorted(found)
+
+    def inflict(self, fault: str) -> bool:
+        """Whether it could be."""
+        ranks = self.ranks()
+        if fault in ("kill rank", "stop rank"):
+            if not ranks:
+                return False
+            number = signal.SIGKILL if fault == "kill rank" else signal.SIGSTOP
+            os.kill(self.rng.choice(ranks), number)
+        elif fault == "kill launcher":
+            self.process.kill()
+            self.process.wait()
+            self.wait_for_silence()
+        elif fault == "kill all":
+            self.kill_all()
+        elif fault == "ask to stop":
+            self.process.send_signal(self.rng.choice([signal.SIGTERM, signal.SIGUSR1]))
+            self.process.wait()
+        elif fault == "full disk":
+            self.fill_disk()
+        elif fault == "damaged checkpoint":
+            return self.damage_checkpoint()
+        else:
+            return self.damage_block()
+        return True
+
+    def kill_all(self) -> None:
+        family = {self.process.pid, *descendants(self.process.pid)}
+        for pid in family:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        self.process.wait()
+        self.wait_for_silence()
+
+    def wait_for_silence(self) -> None:
+        """No process of the run is left: within 30 seconds, or the soak has failed."""
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            if not self.left():
+                return
+            time.sleep(0.1)
+        raise SystemExit(f"FAILED: processes are left: {self.left()}")
+
+    def left(self) -> list[int]:
+        found = []
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdigit() or int(entry.name) == os.getpid():
+                continue
+            try:
+                command = (entry / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if str(self.preset).encode() in command.split(b"\0"):
+                found.append(int(entry.name))
+        return found
+
+    def fill_disk(self) -> None:
+        filler = self.run / "filler.tmp-"
+        free = shutil.disk_usage(self.run).free
+        filler.write_bytes(b"x" * max(0, free - 200_000))
+        self.repair.append((filler, b""))
+        time.sleep(self.rng.uniform(1, 8))
+        self.mend()
+
+    def damage_checkpoint(self) -> bool:
+        """Of the newest, and only where another is there to fall back to; while nothing runs."""
+        self.kill_all()
+        found = list_checkpoints(self.run)
+        if len(found) < 2:
+            return False
+        paths = sorted(path for path in found[-1].rglob("*") if path.is_file())
+        self.flip(self.rng.choice(paths))
+        return True
+
+    def damage_block(self) -> bool:
+        self.kill_all()
+        self.repair.append((self.shard, self.shard.read_bytes()))
+        content = bytearray(self.shard.read_bytes())
+        for place in range(600, len(content) - 1024, 700):
+            content[place] ^= 1
+        self.shard.write_bytes(content)
+        return True
+
+    def flip(self, path: Path) -> None:
+        content = bytearray(path.read_bytes())
+        content[self.rng.randrange(len(content))] ^= 1 << self.rng.randrange(8)
+        path.write_bytes(content)
+
+    def mend(self) -> None:
+        for path, content in self.repair:
+            if content:
+                path.write_bytes(content)
+            else:
+                path.unlink(missing_ok=True)
+        self.repair.clear()
+
+    def report(self, whole: Path) -> None:
+        seconds = time.monotonic() - self.began
+        self.wait_for_silence()
+        curves = [
+            [tuple(m[name] for name in EXACT) for m in read_metrics(r)] for r in (whole, self.run)
+        ]
+        first = next((i for i, (a, b) in enumerate(zip(*curves, strict=False)) if a != b), None)
+        ends = [list_checkpoints(r)[-1] for r in (whole, self.run)]
+        weights = [(end / "hf" / "model.safetensors").read_bytes() for end in ends]
+        sound = all(problems_of(checkpoint) == [] for checkpoint in list_checkpoints(self.run))
+        jobs = (self.run / "jobs.jsonl").read_text(encoding="utf-8").splitlines()
+        starts = sum('"kind": "start"' in line for line in jobs)
+        print(f"with faults: {len(curves[1])} steps in {seconds:.0f} s, {starts} jobs")
+        print("faults:", json.dumps(dict(sorted(self.done.items()))))
+        print("statuses of `cloze train`:", json.dumps(dict(sorted(self.statuses.items()))))
+        print(f"curves equal: {curves[0] == curves[1]} (first difference: {first})")
+        print(f"weights equal: {weights[0] == weights[1]}; checkpoints sound: {sound}")
+        ok = curves[0] == curves[1] and weights[0] == weights[1] and sound
+        sys.exit(0 if ok else "FAILED")
+
+
+if __name__ == "__main__":
+    main()
