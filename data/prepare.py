@@ -28,11 +28,16 @@ from data.scan import Scan, sample_of_files, sample_texts
 from data.shard_writer import publish_dataset
 from data.shards import SPLITS, Dataset, token_dtype_for
 from data.stages import Job, count_buckets, encode, scan, write_shards
+from data.tokenizer_hf import export_tokenizer
+from data.tokenizer_literals import refuse_matched_literals
 from data.tokenizer_train import publish_folder, train_tokenizer
-from data.vocab import Tokenizer, tokenizer_files
+from data.vocab import MODEL_FILE, Tokenizer, tokenizer_files
 
 __all__ = ["PrepareConfig", "prepare"]
 
+GIVE_MODEL_ALONE = (
+    f". Give a folder with {MODEL_FILE} alone: its Hugging Face form is then written anew"
+)
 Verify = Callable[[Tokenizer, Iterable[str]], str]  # what to say; ValueError where ids differ
 
 
@@ -45,13 +50,15 @@ def prepare(config: PrepareConfig, verify: Verify | None = None) -> Path:
     ValueError, before any work is lost, when: the input is missing, damaged, of an unknown kind or not
     UTF-8; the folder holds something else, or is being worked on; no document would be held out, or none
     left; the text does not support the vocabulary; the tokenizer's ids are not those of its exported form
-    (with verify); the disk is full (run again when there is room).
+    (with verify; a given one is always tried on "<0x41>"); the disk is full (run again when there is room).
     ChildProcessError: a worker was killed. With several processes the caller's main module is imported
     anew in each worker, so a script must guard its own work by `if __name__ == "__main__"`.
     """
     root = Path(config.output)
     files, notes = find_files(config.sources)
     plan = make_plan(config, files)
+    if config.tokenizer is not None:
+        refuse_matched_literals(Path(config.tokenizer), GIVE_MODEL_ALONE)
     with locked_folder(root), explain_full_disk(root):
         if enter_folder(root, plan):
             shutil.rmtree(root / WORK_FOLDER, ignore_errors=True)
@@ -129,13 +136,23 @@ def _make_tokenizer(job: Job) -> Tokenizer:
                 lowercase=job.config.lowercase,
             )
         elif not folder.is_dir():
-            given, staged = Path(str(job.config.tokenizer)), temporary_name(folder)
-            staged.mkdir()
-            for name in tokenizer_files(given):
-                shutil.copyfile(given / name, staged / name)
-            publish_folder(staged, folder)
+            _copy_tokenizer(Path(str(job.config.tokenizer)), folder)
         bar.update()
     return Tokenizer.load(folder, job.config.word_starts)
+
+
+def _copy_tokenizer(given: Path, folder: Path) -> None:
+    """All files of a tokenizer; a sentencepiece model that is alone gets its Hugging Face form."""
+    staged = temporary_name(folder)
+    shutil.rmtree(staged, ignore_errors=True)
+    staged.mkdir()
+    names = tokenizer_files(given)
+    for name in names:
+        shutil.copyfile(given / name, staged / name)
+    if names == [MODEL_FILE]:
+        export_tokenizer((given / MODEL_FILE).read_bytes(), staged)
+        refuse_matched_literals(staged)
+    publish_folder(staged, folder)
 
 
 def _facts(

@@ -68,10 +68,7 @@ def build_tokenizer(proto: ModelProto) -> Tokenizer:
             normalizers.Replace(Regex(r" \z"), ""),  # Strip would take U+0085 too
         ]
     )
-    # "first": text that follows a special token inside a text, as in 我[MASK]你, is not a new word.
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(  # pyright: ignore[reportAttributeAccessIssue]
-        prepend_scheme="first"
-    )
+    tokenizer.pre_tokenizer = _pre_tokenizer(proto)  # pyright: ignore[reportAttributeAccessIssue]
     tokenizer.decoder = decoders.Sequence(  # pyright: ignore[reportAttributeAccessIssue]
         [decoders.ByteFallback(), decoders.Metaspace(prepend_scheme="always")]
     )
@@ -87,11 +84,42 @@ def build_tokenizer(proto: ModelProto) -> Tokenizer:
     return tokenizer
 
 
+def _pre_tokenizer(proto: ModelProto) -> pre_tokenizers.PreTokenizer:
+    """Words between spaces; what `_unigram` must not match is taken apart if it could be.
+
+    "first": text that follows a special token inside a text, as in 我[MASK]你, is not a new word.
+    """
+    words = pre_tokenizers.Metaspace(prepend_scheme="first")
+    lacking = missing_characters(proto)
+    if model_kind(proto) == "bpe" or not lacking:
+        return words
+    code_points = "".join(rf"\x{{{ord(character):x}}}" for character in lacking)
+    apart = pre_tokenizers.Split(Regex(f"[{code_points}]"), "isolated")
+    return pre_tokenizers.Sequence([words, apart])
+
+
+def missing_characters(proto: ModelProto) -> list[str]:
+    """Characters of "<0x41>", "[MASK]" and other pieces that are no text which no piece of text holds.
+
+    Segmenting never crosses one of them, so that a cut on both sides changes no id.
+    """
+    normal = proto.SentencePiece.NORMAL
+    known = {character for p in proto.pieces if p.type == normal for character in p.piece}
+    return sorted(set("".join(non_text_pieces(proto))) - known)
+
+
+def non_text_pieces(proto: ModelProto) -> list[str]:
+    """Special tokens and bytes, by their names: what no text may become."""
+    return [p.piece for p in proto.pieces if p.type != proto.SentencePiece.NORMAL]
+
+
 def _unigram(proto: ModelProto) -> models.Unigram:
     """Pieces that are no text keep their ids but lose their scores.
 
     HF would match a literal "<0x41>" in a text with them, or "[MASK]" where special tokens are left as
-    text; sentencepiece never does. (HF still does if the vocabulary lacks the characters of these.)
+    text; sentencepiece never does. HF's unknown character is worth less even than NEVER: so where one of
+    theirs is unknown, `_pre_tokenizer` takes them apart. (Byte fallback needs the pieces; BPE has no merges
+    that lead to them.)
     """
     normal = proto.SentencePiece.NORMAL
     pieces = [(p.piece, p.score if p.type == normal else NEVER) for p in proto.pieces]
