@@ -212,7 +212,8 @@ def _parse_line(place: str, number: int, line: bytes, options: ReadOptions) -> R
     text = value[options.text_field]
     if not isinstance(text, str):
         return Problem(f"{place}: field {options.text_field!r} is a {_kind_of(text)}, not a string")
-    return _checked(place, Record(number, text, _own_id(value.get(options.id_field))))
+    record = Record(number, text, _own_id(value.get(options.id_field)))
+    return _checked(place, record) if b"\\u" in line else record  # only escapes hold surrogates
 
 
 def _checked(place: str, record: Record) -> Record | Problem:

@@ -3,12 +3,14 @@
 The ids are exactly those of the exported Hugging Face form, which also segments between spaces.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, final
 
 import numpy as np
 import sentencepiece
+import tokenizers
 
 from data.tokenizer_hf import SPECIAL_TOKENS, build_tokenizer, model_kind, read_model
 from data.word_cache import WordTokens, flatten
@@ -48,8 +50,7 @@ class SentencePieceWords:
             )
         self.special_ids = found
         self._segment = segment
-        self._exported = build_tokenizer(proto)
-        self._exported.encode_special_tokens = True
+        self._proto = proto
         self._roots = _roots(pieces)
         is_byte = [self._processor.is_byte(i) for i in range(self.vocab_size)]
         self._make_tables(pieces, is_byte)
@@ -64,8 +65,18 @@ class SentencePieceWords:
         self._num_characters = np.array([1 if b else len(p) for p, b in both])
         self._num_characters[self._continues] = 0
         self._marked = np.array([p.startswith(WORD_MARK) for p in pieces])
+        # From the end of a token, in normalised characters, to its first that is visible; less 1 for the mark
+        # that every word begins with.
+        self._first_steps = self._marked - np.maximum(self._num_characters, 1) - 1
         # A Han character spelt in bytes begins with E4 to E9 (U+4000 to U+9FFF).
         self._han = np.array([is_han(p[0]) for p in pieces]) | ((byte >= 0xE4) & (byte <= 0xE9))
+
+    @functools.cached_property
+    def _exported(self) -> tokenizers.Tokenizer:
+        """Its Hugging Face form, for the few words that sentencepiece may take otherwise."""
+        exported = build_tokenizer(self._proto)
+        exported.encode_special_tokens = True
+        return exported
 
     def piece_sizes(self) -> tuple[np.ndarray, np.ndarray]:
         """(characters, bytes) int64 [vocab_size]; a word mark is a space, a special token nothing."""
@@ -87,29 +98,32 @@ class SentencePieceWords:
         return self.spaced(texts).split(" ")
 
     def encode_words(self, words: list[str]) -> WordTokens:
-        if sum(map(len, words)) > LONG_CHARACTERS * len(words):  # the same, faster for long ones
-            lists = self._processor.encode(words, num_threads=1, return_type="numpy")
-        else:
-            lists = self._processor.encode(words, num_threads=1)
+        text = "".join(words)
+        as_arrays = len(text) > LONG_CHARACTERS * len(words)  # the same, faster for long ones
+        kind = "numpy" if as_arrays else int
+        lists = self._processor.encode(words, num_threads=1, return_type=kind)
         counts, ids = flatten(lists)
-        widths = self._width_of("".join(words))
+        widths = self._width_of(text)
         doubtful = [*self._tied(counts, ids).tolist(), *self._normalised_otherwise(words, widths)]
         if doubtful:
             for word in doubtful:
-                lists[word] = self._exported.encode(words[word], add_special_tokens=False).ids
+                exported = self._exported.encode(words[word], add_special_tokens=False).ids
+                lists[word] = np.array(exported, np.int32) if as_arrays else exported
             counts, ids = flatten(lists)
         offsets = self._offsets(words, widths, counts, ids)
-        return WordTokens(counts, ids, offsets, self._starts(words, counts, ids, offsets))
+        starts = self._starts(words, counts, ids, offsets)
+        return WordTokens(counts, ids.astype(np.uint32), offsets, starts)
 
     def _tied(self, counts: np.ndarray, ids: np.ndarray) -> np.ndarray:
         """Words whose pieces would be as good in another order, as i+ii and ii+i, or ..+. and .+..
 
         Which order wins is a matter of rounding, and sentencepiece rounds otherwise than its exported form.
         """
-        number = np.repeat(np.arange(len(counts)), counts)
-        same_root = self._roots[ids[1:]] == self._roots[ids[:-1]]
-        tied = same_root & (ids[1:] != ids[:-1]) & (number[1:] == number[:-1])
-        return np.unique(number[1:][tied])
+        roots = self._roots[ids]
+        pairs = np.flatnonzero((roots[1:] == roots[:-1]) & (ids[1:] != ids[:-1]))
+        ends = np.cumsum(counts)
+        words = np.searchsorted(ends, pairs, side="right")
+        return np.unique(words[pairs + 1 < ends[words]])
 
     def _normalised_otherwise(self, words: list[str], widths: np.ndarray) -> list[int]:
         """Words that the exported tokenizer normalises in another way, as か and a voiced mark after it."""
@@ -129,27 +143,31 @@ class SentencePieceWords:
     ) -> np.ndarray:
         """int64 [n]: the character of its word that each token's first visible character comes from."""
         lengths = np.fromiter(map(len, words), np.int64, len(words))
-        irregular = widths == IRREGULAR
-        widths = np.where(irregular, 0, widths)
-        tokens_before = np.concatenate([[0], np.cumsum(counts)])
-        characters_before = np.concatenate([[0], np.cumsum(lengths)])
-        stops = np.concatenate([[0], np.cumsum(self._num_characters[ids])])
-        made = np.concatenate([[0], np.cumsum(widths, dtype=np.int64)])
-        num_irregular = np.zeros(len(words) + 1, np.int64)
-        if irregular.any():
-            num_irregular = np.concatenate([[0], np.cumsum(irregular)])[characters_before]
+        token_ends, character_ends = np.cumsum(counts), np.cumsum(lengths)
+        begins = character_ends - lengths
+        stops = np.cumsum(self._num_characters[ids])  # of tokens, in normalised characters
         # A word becomes its mark and what its characters become.
-        expected = np.diff(made[characters_before]) + (lengths > 0)
-        slow = (np.diff(num_irregular) > 0) | (expected != np.diff(stops[tokens_before]))
+        spelt = np.diff(np.append(0, stops)[token_ends], prepend=0)
+        uneven = np.flatnonzero(widths != 1)
+        owners = np.searchsorted(character_ends, uneven, side="right")
+        irregular = widths[uneven] == IRREGULAR
+        growth = np.where(irregular, 0, widths[uneven]).astype(np.int64) - 1
+        made = lengths + np.bincount(owners, growth, len(words)).astype(np.int64)
+        slow = spelt != made + (lengths > 0)
+        slow[owners[irregular]] = True
         # A byte inside a character stands where the character does; a mark stands for a space before.
-        firsts = stops[1:] - np.maximum(self._num_characters[ids], 1) + self._marked[ids] - 1
-        firsts += np.repeat(made[characters_before[:-1]] - stops[tokens_before[:-1]], counts)
-        origins = np.repeat(np.arange(len(widths)), widths)
-        firsts = np.where(np.repeat(slow, counts), 0, firsts)
-        offsets = origins[firsts] if len(origins) else np.zeros(len(ids), np.int64)
-        offsets = offsets - np.repeat(characters_before[:-1], counts)
+        made_ends, spelt_ends = np.cumsum(made), np.cumsum(spelt)
+        shift = (made_ends - made) - (spelt_ends - spelt)
+        if not len(uneven):  # each character stands where it stood
+            offsets = stops + self._first_steps[ids] + np.repeat(shift - begins, counts)
+        else:
+            widths = np.where(widths == IRREGULAR, 0, widths)
+            origins = np.append(np.repeat(np.arange(len(widths)), widths), 0)
+            firsts = stops + self._first_steps[ids] + np.repeat(shift, counts)
+            firsts = np.where(np.repeat(slow, counts), 0, firsts)
+            offsets = origins[firsts] - np.repeat(begins, counts)
         for word in np.flatnonzero(slow).tolist():
-            within = slice(int(tokens_before[word]), int(tokens_before[word + 1]))
+            within = slice(int(token_ends[word] - counts[word]), int(token_ends[word]))
             offsets[within] = self._offsets_slowly(words[word], ids[within])
         return offsets
 
@@ -166,16 +184,18 @@ class SentencePieceWords:
 
     def _width_of(self, text: str) -> np.ndarray:
         """uint8 [characters]: how many characters the normaliser makes of each."""
-        codes = np.frombuffer(text.encode("utf-32-le"), "<u4")
-        widths = np.where(codes < len(self._widths), self._widths[codes & 0xFFFF], IRREGULAR)
+        # What lies beyond the table is as irregular as its last entry.
+        codes = np.minimum(np.frombuffer(text.encode("utf-32-le"), "<u4"), len(self._widths) - 1)
+        codes = codes.astype(np.int64)  # numpy's own type of an index: faster
+        widths = self._widths[codes]
         if (widths == UNKNOWN).any():
             for code in np.unique(codes[widths == UNKNOWN]).tolist():
                 around = self._processor.normalize(f"a{chr(code)}a")
                 regular = around[:2] + around[-1] == f"{WORD_MARK}aa" and len(around) > 3
                 regular = regular and WORD_MARK not in around[2:]
                 self._widths[code] = len(around) - 3 if regular else IRREGULAR
-            widths = np.where(codes < len(self._widths), self._widths[codes & 0xFFFF], IRREGULAR)
-        return widths.astype(np.uint8)
+            widths = self._widths[codes]
+        return widths
 
     def _starts(
         self, words: list[str], counts: np.ndarray, ids: np.ndarray, offsets: np.ndarray

@@ -22,8 +22,9 @@ def stable_hash64(*parts: int | str | bytes) -> int:
             raw, kind = part.encode("utf-8"), b"s"
         else:
             raw, kind = bytes(part), b"b"
-        encoded += kind + len(raw).to_bytes(8, "little") + raw
-    return xxhash.xxh3_64_intdigest(bytes(encoded))
+        encoded += kind + len(raw).to_bytes(8, "little")
+        encoded += raw  # may be a whole document: not copied more than once
+    return xxhash.xxh3_64_intdigest(encoded)
 
 
 def mix64(x: np.ndarray) -> np.ndarray:

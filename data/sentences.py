@@ -67,7 +67,7 @@ SLOW_CANDIDATE = re.compile(rf"\n\s*+()()|[{MARKS}]{MARK}", re.VERBOSE)
 CANDIDATE = re.compile(
     rf"""[\n{MARKS}](?:
         (?<=\n)\s*+()
-      | (?:{_plain_word()}[ ](?=[A-Z])|(?<=[。！？])(?=[\u4e00-\u9fff]))()
+      | (?:{_plain_word()}[ ](?=[A-Z])|(?<=[。！？])[”’」』]*+(?:(?=[\u4e00-\u9fff“])|\n\s*+))()
       | (?!(?<=\.)(?:[ ]?[a-z]|[A-Z0-9])){MARK}  # "3.5", "example.org", "p. of"
     )""",
     re.VERBOSE,

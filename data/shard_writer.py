@@ -133,9 +133,9 @@ def write_shard(
             whole.update(data)
             tar_file.write(data)
             offset += len(data)
-            for part in block:
-                counts += np.bincount(part.tokens, minlength=vocab_size)
-                meta.write(_meta_line(part))
+            tokens = np.concatenate([part.tokens for part in block])
+            counts += np.bincount(tokens, minlength=vocab_size)
+            meta.write(b"".join(map(_meta_line, block)))
         ending = tar_ending(address.name, len(rows), whole.hexdigest())
         whole.update(ending)
         tar_file.write(ending)

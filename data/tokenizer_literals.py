@@ -19,11 +19,12 @@ def refuse_matched_literals(folder: Path, hint: str = "") -> None:
     tokenizer = Tokenizer.load(folder)
     theirs = tokenizers.Tokenizer.from_file(str(exported))
     theirs.encode_special_tokens = True
-    for piece in non_text_pieces(read_model(model.read_bytes())):
-        ours = tokenizer.encode(piece, [len(piece)]).ids.tolist()
+    pieces = non_text_pieces(read_model(model.read_bytes()))
+    encoded = tokenizer.encode_batch(pieces, [[len(piece)] for piece in pieces])
+    for piece, ours in zip(pieces, encoded, strict=True):
         encoding = theirs.encode(piece, add_special_tokens=False)
-        if encoding.ids != ours:
+        if encoding.ids != ours.ids.tolist():
             raise ValueError(
                 f"{exported} does not give the ids of {MODEL_FILE} beside it: the literal text {piece!r} "
-                f"becomes {encoding.tokens} here, {len(ours)} ids there{hint}"
+                f"becomes {encoding.tokens} here, {len(ours.ids)} ids there{hint}"
             )

@@ -94,14 +94,16 @@ class WordCache:
         keys = keys_of(spans)
         rows = self._table.find(keys)
         short = spans.sizes <= MAX_KEY_BYTES
-        others = np.flatnonzero(~short).tolist()
-        rows[others] = [self._index[spans.word(number)] for number in others]
+        passing = spans.characters > MAX_CHARACTERS
+        kept = np.flatnonzero(~short & ~passing)
+        rows[kept] = [self._index[word] for word in spans.words(kept)]
+        rows[passing] = self._index.pass_by(spans.words(np.flatnonzero(passing)))
         unknown = np.flatnonzero(short & (rows < 0))
         if len(unknown):
             firsts, inverse = _distinct(keys.take(unknown))
             firsts = unknown[firsts]
             fresh = len(self._index.new) + self._num_kept + np.arange(len(firsts))
-            self._index.new += [spans.word(number) for number in firsts.tolist()]
+            self._index.new += spans.words(firsts)
             self._table.add(keys.take(firsts), fresh)
             rows[unknown] = fresh[inverse]
         return rows
@@ -169,10 +171,15 @@ class _Index(dict[str, int]):
         self.new: list[str] = []  # kept, and to be encoded
         self.passing: list[str] = []  # not kept
 
+    def pass_by(self, words: list[str]) -> np.ndarray:
+        """int64 [w]: the rows of long words."""
+        first = len(self.passing) + 1
+        self.passing += words
+        return -np.arange(first, first + len(words))
+
     def __missing__(self, word: str) -> int:
         if len(word) > MAX_CHARACTERS:
-            self.passing.append(word)
-            return -len(self.passing)
+            return int(self.pass_by([word])[0])
         self[word] = row = self.base + len(self.new)
         self.new.append(word)
         return row
@@ -195,8 +202,8 @@ class _Column:
 
 
 def flatten(lists: Sequence[list[int] | np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """(counts int64 [w], values uint32 [n]) of w lists or arrays."""
+    """(counts int64 [w], values int64 [n]) of w lists, or of w arrays."""
     counts = np.fromiter(map(len, lists), np.int64, len(lists))
-    if any(isinstance(part, np.ndarray) for part in lists):
-        return counts, np.concatenate([np.asarray(part, np.uint32) for part in lists])
-    return counts, np.fromiter(chain.from_iterable(lists), np.uint32, int(counts.sum()))
+    if lists and isinstance(lists[0], np.ndarray):
+        return counts, np.concatenate(lists, dtype=np.int64)
+    return counts, np.fromiter(chain.from_iterable(lists), np.int64, int(counts.sum()))

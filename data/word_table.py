@@ -20,14 +20,18 @@ MASKS = np.array([(1 << 8 * n) - 1 for n in range(9)], np.uint64)
 class Spans(NamedTuple):
     """Where the words of a text lie that are parted by single spaces."""
 
+    text: str
     data: bytes  # the text in UTF-8
     starts: np.ndarray  # [w] int64, bytes
     sizes: np.ndarray  # [w] int64, bytes; 0 between two spaces
     places: np.ndarray  # [w] int64: the starts in characters
+    characters: np.ndarray  # [w] int64: the sizes in characters
 
-    def word(self, number: int) -> str:
-        start = int(self.starts[number])
-        return self.data[start : start + int(self.sizes[number])].decode("utf-8")
+    def words(self, numbers: np.ndarray) -> list[str]:
+        starts = self.places[numbers]
+        ends = starts + self.characters[numbers]
+        text = self.text
+        return [text[a:b] for a, b in zip(starts.tolist(), ends.tolist(), strict=True)]
 
 
 class Keys(NamedTuple):
@@ -47,12 +51,12 @@ def find_spans(text: str) -> Spans:
     spaces = np.flatnonzero(values == 0x20)
     starts = np.concatenate([[0], spaces + 1])
     sizes = np.append(spaces, len(data)) - starts
-    places = starts
+    places, characters = starts, sizes
     if len(data) != len(text):
-        begun = values & 0xC0 != 0x80  # only the first byte of a character is none of 80 to BF
-        sizes_characters = np.add.reduceat(np.append(begun, True), starts, dtype=np.int64)
-        places = np.cumsum(sizes_characters) - sizes_characters
-    return Spans(data, starts, sizes, places)
+        spaces = np.flatnonzero(np.frombuffer(text.encode("utf-32-le"), "<u4") == 0x20)
+        places = np.concatenate([[0], spaces + 1])
+        characters = np.append(spaces, len(text)) - places
+    return Spans(text, data, starts, sizes, places, characters)
 
 
 def keys_of(spans: Spans) -> Keys:

@@ -15,7 +15,7 @@ def test_words_find_their_rows_among_neighbours():
         "é",
     ]
     spans = find_spans(" ".join(words))
-    assert [spans.word(n) for n in range(len(words))] == words
+    assert spans.words(np.arange(len(words))) == words
     table = WordTable(8)
     first, second = np.arange(60), np.arange(60, len(words))
     keys = keys_of(spans)
@@ -29,4 +29,4 @@ def test_places_count_characters():
     text = "a 今天 𠮷é  x"
     spans = find_spans(text)
     assert spans.places.tolist() == [0, 2, 5, 8, 9]
-    assert [spans.word(n) for n in range(5)] == text.split(" ")
+    assert spans.words(np.arange(5)) == text.split(" ")
