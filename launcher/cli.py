@@ -8,6 +8,7 @@ cloze rehearse DATASET|PRESET    the stream of 512 ranks, without reading a bloc
 cloze train PRESET [key=value]   the run, or its continuation
 cloze status RUN                 how it is doing, or how it ended
 cloze prove-resume PRESET        that a killed run goes on as if nothing had been
+cloze checkpoints list|verify|convert  what a run has; whether it is whole; from DeepSpeed
 cloze blame RUN STEP             which documents were in a step
 cloze export RUN FOLDER          the newest checkpoint as a Hugging Face folder
 """
@@ -25,7 +26,7 @@ from data.executors import EXECUTORS
 from data.prepare import PrepareConfig, prepare
 from data.tokenizer_verify import verify_tokenizer
 from data.words import WORD_STARTS
-from launcher import blame, corpus, doctor, prove_resume, rehearse, shards, status
+from launcher import blame, checkpoints, corpus, doctor, prove_resume, rehearse, shards, status
 from launcher.export import export
 from launcher.supervise import supervise
 from launcher.train import add_train_arguments, leave, report, train_here
@@ -39,6 +40,7 @@ COMMANDS: dict[str, tuple[Any, str]] = {
     "doctor": (doctor, "what is wrong with a dataset or a preset, before anything is trained"),
     "blame": (blame, "which documents were in a step"),
     "status": (status, "how a run is doing, or how it ended"),
+    "checkpoints": (checkpoints, "list or verify a run's, or convert those of DeepSpeed"),
     "prove-resume": (prove_resume, "that a killed run of a preset goes on as if nothing had been"),
     "rehearse": (rehearse, "the stream of a run on any number of ranks, without reading a block"),
 }
