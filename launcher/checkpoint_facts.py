@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.checkpoint_files import list_checkpoints
+from trainer.checkpoint_files import list_checkpoints, step_of
 
 SHARE = re.compile(r"train_state-\d+-of-(\d+)\.safetensors")
 
@@ -33,7 +33,7 @@ def facts_of(folder: Path, *, with_state: bool = True) -> CheckpointFacts:
         shares = [found for name in files if (found := SHARE.fullmatch(name))]
         return CheckpointFacts(
             name=folder.name,
-            step=int(folder.name.rpartition("-")[2]),
+            step=step_of(folder),
             time=manifest.stat().st_mtime,
             num_bytes=sum(file["bytes"] for file in files.values()),
             num_files=len(files),

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from launcher.ledger import Job, Mark
+from launcher.jobs import Job, Mark
 
 # Part of the account -> what a person reads. The order is that of tables.
 PARTS = {

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 
 from launcher.proof_runs import read_curve
 from trainer.checkpoint_files import list_checkpoints
+from trainer.saved_tensors import SavedTensors
 
 EXACT = ("rows_digest", "num_tokens", "learning_rate")  # equal on any number of processes
 ROUNDED = ("loss", "grad_norm")  # but for rounding
@@ -60,32 +60,19 @@ def compare(unbroken: Path, resumed: Path) -> Difference:
 
 def compare_checkpoints(first: Path, second: Path) -> tuple[float, str | None]:
     """(largest difference of a weight or moment relative to its tensor's largest, the first that differs)."""
-    ours, theirs = _tensors(first), _tensors(second)
-    if first.name != second.name or ours.keys() != theirs.keys():
-        return float("inf"), f"{first.name} or {second.name}"
-    largest, name = 0.0, None
-    for key, path in ours.items():
-        mine, other = (_read(p, key) for p in (path, theirs[key]))
-        if torch.equal(mine, other):
-            continue
-        name = name or key
-        scale = float(mine.abs().max()) or 1.0
-        largest = max(largest, float((mine - other).abs().max()) / scale)
+    with SavedTensors(first) as ours, SavedTensors(second) as theirs:
+        sizes = ours.sizes()
+        if first.name != second.name or sizes != theirs.sizes():
+            return float("inf"), f"{first.name} or {second.name}"
+        largest, name = 0.0, None
+        for key, size in sorted(sizes.items()):
+            mine, other = ours.read(key, 0, size), theirs.read(key, 0, size)
+            if torch.equal(mine, other):
+                continue
+            name = name or key
+            scale = float(mine.abs().max()) or 1.0
+            largest = max(largest, float((mine - other).abs().max()) / scale)
     return largest, name
-
-
-def _tensors(checkpoint: Path) -> dict[str, Path]:
-    """Name -> the file that holds it."""
-    found = {}
-    for path in sorted(checkpoint.glob("train_state-*.safetensors")):
-        with safe_open(path, framework="pt") as tensors:
-            found |= dict.fromkeys(tensors.keys(), path)
-    return dict(sorted(found.items()))
-
-
-def _read(path: Path, key: str) -> torch.Tensor:
-    with safe_open(path, framework="pt") as tensors:
-        return tensors.get_tensor(key)
 
 
 def _relative(ours: Any, theirs: Any) -> float:

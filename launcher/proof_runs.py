@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from launcher.ledger import json_lines
+from launcher.jobs import json_lines
 
 ROOT = Path(__file__).resolve().parent.parent
 OF_LAUNCHERS = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}

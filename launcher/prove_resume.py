@@ -16,7 +16,7 @@ from data.batch import Reader
 from launcher.proof_compare import Difference, compare
 from launcher.proof_runs import copy_run, processes, run_and_kill, run_to_end
 from launcher.tables import text_table
-from trainer.checkpoint_files import list_checkpoints
+from trainer.checkpoint_files import list_checkpoints, step_of
 from trainer.config import RunConfig, load_config, to_yaml
 from trainer.phases import settings_at
 
@@ -129,6 +129,8 @@ def shortened(config: RunConfig, steps: int, world_size: int) -> RunConfig:
         eval_every=0,
         eval_rows=world_size * config.micro_batch_size,
         save_every=max(1, steps // 4),
+        keep_every=0,
+        time_limit_minutes=None,
         phases=tuple(phase for phase in config.phases if phase.first_step < steps),
         optim=replace(config.optim, warmup_steps=min(config.optim.warmup_steps, steps // 2)),
     )
@@ -163,7 +165,7 @@ def _preset(plan: Plan, run: Path) -> Path:
 
 def _newest(run: Path) -> int:
     """Step of the newest checkpoint; 0 without one."""
-    return max((int(path.name.rpartition("-")[2]) for path in list_checkpoints(run)), default=0)
+    return max(map(step_of, list_checkpoints(run)), default=0)
 
 
 def report(plan: Plan, outcomes: Sequence[Outcome]) -> str:

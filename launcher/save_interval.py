@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from launcher.ledger import Job
+from launcher.jobs import Job
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import yaml
 
 from launcher.checkpoint_facts import CheckpointFacts, known_checkpoints
 from launcher.goodput import Account, account_of
-from launcher.ledger import Job, json_lines, read_jobs
+from launcher.jobs import Job, json_lines, read_jobs
 from launcher.owner import Owner, owner_of
 from launcher.save_interval import hint
 from launcher.status_text import how_it_ended, status_text

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from launcher.curve import draw
 from launcher.goodput import PARTS, Account
-from launcher.ledger import Job
+from launcher.jobs import Job
 from launcher.tables import bytes_text, text_table
 
 if TYPE_CHECKING:

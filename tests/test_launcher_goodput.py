@@ -6,7 +6,7 @@ import pytest
 from ledger_support import ACTIVITIES, Ledger
 
 from launcher.goodput import Account, account_of
-from launcher.ledger import jobs_of, json_lines
+from launcher.jobs import jobs_of, json_lines
 
 
 def account(ledger: Ledger) -> Account:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-LEDGER_FILE = "jobs.jsonl"
+from trainer.ledger import LEDGER_FILE
 
 
 @dataclass(frozen=True)
