@@ -7,6 +7,7 @@ cloze checkpoints convert DEEPSPEED_FOLDER NEW_RUN --preset PRESET [key=value]
 
 import argparse
 import json
+import shlex
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ from pathlib import Path
 from launcher.checkpoint_facts import CheckpointFacts, facts_of
 from launcher.tables import bytes_text, text_table
 from trainer.checkpoint_files import list_checkpoints, problems_of
+from trainer.config import load_config
 
 WHOLE, DAMAGED = "whole", "DAMAGED"
 
@@ -28,12 +30,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     listing.add_argument("--json", action="store_true", help="for programs")
     verify = actions.add_parser("verify", help="compare all hashes; status 1 if any differs")
     verify.add_argument("source", type=Path, help="run, or checkpoint")
+    convert = actions.add_parser("convert", help="DeepSpeed's own checkpoint -> a new run")
+    convert.add_argument("source", type=Path, help="folder of save_checkpoint, or a tag's in it")
+    convert.add_argument("target", type=Path, help="folder of the new run")
+    convert.add_argument("--preset", type=Path, required=True, help="of the new run")
+    convert.add_argument("overrides", nargs="*", help="of the preset: key=value")
 
 
 def run(options: argparse.Namespace) -> int:
     """0, or 1 where a checkpoint is damaged. ValueError where there is none."""
     if options.action == "verify":
         return _verify(options.source)
+    if options.action == "convert":
+        return _convert(options)
     return _list(options.run, verify=options.verify, as_json=options.json)
 
 
@@ -48,6 +57,20 @@ def _verify(source: Path) -> int:
         for problem in problems:
             print(f"  {problem}")
     return int(damaged > 0)
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from launcher.convert import convert  # takes seconds, and the others do without
+
+    config = load_config(options.preset, [*options.overrides, f"dir={options.target}"])
+    done = convert(options.source, options.target, config)
+    command = ["cloze", "train", str(options.preset), *options.overrides, f"dir={options.target}"]
+    print(
+        f"{done.checkpoint}: {done.num_parameters:,} parameters with their moments, step {done.step}; its "
+        f"names were {done.names}\nthe run goes on from there, with its data from the beginning:\n"
+        f"  {shlex.join(command)}"
+    )
+    return 0
 
 
 def _problems(folders: Sequence[Path]) -> list[list[str]]:
