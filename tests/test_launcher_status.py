@@ -222,6 +222,10 @@ def test_the_status_of_a_run_that_is_training(tiny_dataset: Path, tmp_path: Path
     assert steps == sorted(steps) and max(steps) > 2
     after = read_status(run, now=time.time())
     assert (after.state, after.step, len(after.checkpoints)) == ("finished", 12, 3)
+    account = after.account
+    assert account and account.num_steps == 12 and account.seconds["useful"] > 0
+    left = abs(account.seconds["unknown"]) + account.seconds["other"]
+    assert left < 0.005 * account.wall_seconds  # the job's own figures explain all its time
     told = subprocess.run(
         [sys.executable, "-m", "launcher.cli", "status", str(run)],
         cwd=ROOT,
