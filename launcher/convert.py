@@ -20,6 +20,7 @@ from model.config import ModelConfig
 from model.flops import num_parameters
 from model.hf import export_hf
 from model.hf_names import from_hf_names, to_hf_names
+from model.hf_parity import REPORT_FILE, compare_weights
 from model.weights import parameter_shapes, weight_problems
 from trainer.checkpoint_files import FORMAT, checkpoints_folder, name_of
 from trainer.checkpoint_write import collect_notes, facts_of, publish, write_part
@@ -145,6 +146,8 @@ def _write_hf(
         tokenizer_folder=dataset.root / "tokenizer",
         model_card=model_card(run, dataset.manifest, step, 0, size),
     )
+    report = compare_weights(folder, weights, run.model)
+    (folder / REPORT_FILE).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 def _some(problems: list[str]) -> str:

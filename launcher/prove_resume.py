@@ -130,6 +130,7 @@ def shortened(config: RunConfig, steps: int, world_size: int) -> RunConfig:
         eval_rows=world_size * config.micro_batch_size,
         save_every=max(1, steps // 4),
         keep_every=0,
+        verify_hf="weights",
         time_limit_minutes=None,
         phases=tuple(phase for phase in config.phases if phase.first_step < steps),
         optim=replace(config.optim, warmup_steps=min(config.optim.warmup_steps, steps // 2)),
