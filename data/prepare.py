@@ -28,7 +28,7 @@ from data.scan import Scan, sample_of_files, sample_texts
 from data.shard_writer import publish_dataset
 from data.shards import SPLITS, Dataset, token_dtype_for
 from data.stages import Job, count_buckets, encode, scan, write_shards
-from data.tokenizer_hf import export_tokenizer
+from data.tokenizer_hf import export_tokenizer, forget_model
 from data.tokenizer_literals import refuse_matched_literals
 from data.tokenizer_train import publish_folder, train_tokenizer
 from data.vocab import MODEL_FILE, Tokenizer, tokenizer_files
@@ -142,7 +142,10 @@ def _make_tokenizer(job: Job) -> Tokenizer:
 
 
 def _copy_tokenizer(given: Path, folder: Path) -> None:
-    """All files of a tokenizer; a sentencepiece model that is alone gets its Hugging Face form."""
+    """All files of a tokenizer, without what they say of a model that lies beside them.
+
+    A sentencepiece model that is alone gets its Hugging Face form.
+    """
     staged = temporary_name(folder)
     shutil.rmtree(staged, ignore_errors=True)
     staged.mkdir()
@@ -152,6 +155,8 @@ def _copy_tokenizer(given: Path, folder: Path) -> None:
     if names == [MODEL_FILE]:
         export_tokenizer((given / MODEL_FILE).read_bytes(), staged)
         refuse_matched_literals(staged)
+    if "tokenizer_config.json" in names and (given / "config.json").is_file():
+        forget_model(staged / "tokenizer_config.json")
     publish_folder(staged, folder)
 
 

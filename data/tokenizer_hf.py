@@ -23,6 +23,7 @@ from tokenizers import (
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # our ids 0..4, in this order
 NEVER = -1e4  # score of pieces that text must not match
 MODEL_MAX_LENGTH = 512
+INPUT_NAMES = ["input_ids", "token_type_ids", "attention_mask"]
 ModelProto = Any  # sentencepiece_model_pb2 has no type information
 
 
@@ -36,7 +37,7 @@ def export_tokenizer(model: bytes, folder: Path) -> None:
         # The name that transformers 4 and 5 both load; 5 would write TokenizersBackend.
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": MODEL_MAX_LENGTH,
-        "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
+        "model_input_names": INPUT_NAMES,
         "clean_up_tokenization_spaces": False,
         **special_tokens,
     }
@@ -45,6 +46,17 @@ def export_tokenizer(model: bytes, folder: Path) -> None:
         ("special_tokens_map.json", special_tokens),
     ):
         (folder / name).write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
+def forget_model(path: Path) -> None:
+    """Take a model's longest row and inputs back out of its tokenizer_config.json; ids depend on neither.
+
+    An exported model's tokenizer is then, byte by byte, the one that the dataset it was trained on has.
+    """
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content |= {"model_max_length": MODEL_MAX_LENGTH, "model_input_names": INPUT_NAMES}
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    path.write_text(text, encoding="utf-8")
 
 
 def read_model(model: bytes) -> ModelProto:

@@ -11,8 +11,11 @@ TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "added_tokens.json",
     "sentencepiece.model",
     "vocab.txt",
+    "vocab.json",
+    "merges.txt",
 )
 INPUT_NAMES: dict[Architecture, list[str]] = {
     "bert": ["input_ids", "token_type_ids", "attention_mask"],
