@@ -63,6 +63,12 @@ def parameter_shapes(config: ModelConfig, vocab_size: int) -> dict[str, torch.Si
     return {name: parameter.shape for name, parameter in model.named_parameters()}
 
 
+def stacked_matrices(config: ModelConfig) -> dict[str, int]:
+    """How many matrices lie over one another in weights whose names end so; all other weights are one."""
+    gate = {"intermediate.weight": 2} if config.architecture == "modernbert" else {}
+    return {"qkv.weight": 3, **gate}
+
+
 def weight_problems(
     weights: Mapping[str, torch.Tensor],
     shapes: Mapping[str, torch.Size],

@@ -74,7 +74,7 @@ def main(output: Path) -> None:
         step(engine)
         losses.append(found.mlm_loss_sum.item())
     twin = build(CONFIG, VOCAB, seed=3)
-    groups = parameter_groups(model.named_parameters(), weight_decay=0.01)
+    groups = parameter_groups(model.named_parameters(), OptimConfig())
     decayed: Any = groups[0]["params"]
     result = {
         "num_parameters": sum(s.numel() for s in parameter_shapes(CONFIG, VOCAB).values()),

@@ -152,6 +152,23 @@ def test_deepspeed_takes_every_json(path: Path, precision: str) -> None:
             {"zero_optimization": {"stage": 0, "offload_optimizer": {"device": "cpu"}}},
             "needs stage 1, 2 or 3",
         ),
+        (
+            {"zero_optimization": {"stage": 2, "round_robin_gradients": True}},
+            "zero_optimization.round_robin_gradients: DeepSpeed then looks for master weights",
+        ),
+        (
+            {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme"}}},
+            "goes to the device cpu, all of it",
+        ),
+        (
+            {
+                "zero_optimization": {
+                    "stage": 3,
+                    "offload_optimizer": {"device": "cpu", "ratio": 0.5},
+                }
+            },
+            "goes to the device cpu, all of it",
+        ),
         ([], "no JSON object"),
     ],
 )

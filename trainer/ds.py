@@ -38,9 +38,14 @@ ALLOWED = (
 ALLOWED_ZERO = (
     "stage", "allgather_partitions", "allgather_bucket_size", "overlap_comm", "reduce_scatter",
     "reduce_bucket_size", "contiguous_gradients", "offload_optimizer", "offload_param",
-    "sub_group_size", "round_robin_gradients", "stage3_max_live_parameters",
+    "sub_group_size", "stage3_max_live_parameters",
     "stage3_max_reuse_distance", "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold",
 )  # fmt: skip
+
+
+REFUSED_ZERO = {
+    "round_robin_gradients": "DeepSpeed then looks for master weights where others are; leave it out",
+}
 
 
 def read_deepspeed_json(path: Path) -> dict[str, Any]:
@@ -73,12 +78,26 @@ def _problems(config: dict[str, Any]) -> list[str]:
     if not isinstance(zero, dict) or zero.get("stage") not in (0, 1, 2, 3):
         return [*problems, "zero_optimization.stage must be 0, 1, 2 or 3"]
     for key in zero:
-        if key not in ALLOWED_ZERO:
+        if key in REFUSED_ZERO:
+            problems.append(f"zero_optimization.{key}: {REFUSED_ZERO[key]}")
+        elif key not in ALLOWED_ZERO:
             problems.append(f"unknown key 'zero_optimization.{key}'{suggestion(key, ALLOWED_ZERO)}")
+    return problems + _offload_problems(zero)
+
+
+def _offload_problems(zero: dict[str, Any]) -> list[str]:
+    problems = []
     if "offload_param" in zero and zero["stage"] != 3:
         problems.append("zero_optimization.offload_param needs stage 3")
     if "offload_optimizer" in zero and zero["stage"] == 0:
         problems.append("zero_optimization.offload_optimizer needs stage 1, 2 or 3")
+    offload = zero.get("offload_optimizer")
+    if isinstance(offload, dict) and (
+        offload.get("device") not in ("cpu", "none") or offload.get("ratio", 1) != 1
+    ):
+        problems.append(
+            "zero_optimization.offload_optimizer goes to the device cpu, all of it: ratio is 1 if given"
+        )
     return problems
 
 
