@@ -78,6 +78,8 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, help="new folder to write")
     what = "the transformers class it is for (default: the one with the most heads)"
     parser.add_argument("--as", dest="kind", choices=get_args(Kind), help=what)
+    average = "the average of the weights over the steps (optim.ema_decay), not the last ones"
+    parser.add_argument("--ema", action="store_true", help=average)
 
 
 def _add_prepare(parser: argparse.ArgumentParser) -> None:
@@ -150,7 +152,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.command in COMMANDS:
             return COMMANDS[options.command][0].run(options)
         if options.command == "export":
-            checkpoint = export(options.source, options.folder, options.kind)
+            checkpoint = export(options.source, options.folder, options.kind, averaged=options.ema)
             print(f"{checkpoint} -> {options.folder}")
         else:
             _prepare(options)

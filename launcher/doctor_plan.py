@@ -26,7 +26,6 @@ FEW_BLOCKS = 8  # no number of lanes above this reads them in turn
 EPOCHS = Limits(50, float("inf"))
 MEMORY = Limits(0.25, 0.8)  # of this machine's, by the data of the ranks that share it
 MIN_HELDOUT_ROWS = 100  # some 1,900 masked tokens: an accuracy is known to one percent
-BYTES_PER_PARAMETER = 16  # of a checkpoint: weights, two moments, and the weights in hf/, fp32 each
 
 
 class Planned(NamedTuple):
@@ -192,10 +191,14 @@ def _heldout(planned: Planned) -> list[Finding]:
 
 def _disk(run: RunConfig, vocab_size: int) -> Finding:
     """Room for the checkpoints that are kept, and the one that is being written before one goes."""
-    from model.flops import num_parameters  # imports torch: not where only a dataset is looked at
+    # imports torch: not where only a dataset is looked at
+    from model.weights import parameter_shapes
+    from trainer.optim import state_numel
 
-    parameters = num_parameters(run.model, vocab_size)
-    one = parameters * BYTES_PER_PARAMETER
+    shapes = parameter_shapes(run.model, vocab_size)
+    parameters = sum(shape.numel() for shape in shapes.values())
+    # in fp32: the masters, the optimizer's state, and the weights in hf/
+    one = 4 * (2 * parameters + state_numel(shapes, run.optim))
     folder = Path(run.dir).absolute()
     there = checkpoints_folder(folder)
     needed = max(0, one * (run.keep_checkpoints + 1) - (size_of(there) if there.is_dir() else 0))

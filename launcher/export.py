@@ -1,16 +1,24 @@
 """A run or a checkpoint in, a Hugging Face folder out: what `cloze export` does."""
 
+import json
+import tempfile
 from pathlib import Path
 
+from model.hf import export_hf
 from model.hf_classes import Kind, export_class
-from trainer.checkpoint_files import list_checkpoints, problems_of
+from model.weights import parameter_shapes
+from trainer.checkpoint_files import list_checkpoints, problems_of, read_state
+from trainer.config import config_from
+from trainer.partitions import EMA
+from trainer.saved_tensors import SavedPart, SavedTensors
 
 
-def export(source: Path, target: Path, kind: Kind | None = None) -> Path:
+def export(source: Path, target: Path, kind: Kind | None = None, *, averaged: bool = False) -> Path:
     """Write a checkpoint's model as the folder of one transformers class; returns the checkpoint.
 
     source: a checkpoint, or a run, whose newest intact one is taken
     kind: as in `model.hf_classes.export_class`
+    averaged: the average of the weights over the steps (optim.ema_decay) instead of the last ones
 
     ValueError when there is none that is intact, or `target` is not empty.
     """
@@ -21,7 +29,34 @@ def export(source: Path, target: Path, kind: Kind | None = None) -> Path:
     for checkpoint in reversed(candidates):
         found = problems_of(checkpoint)
         if not found:
-            export_class(checkpoint / "hf", target, kind)
+            if averaged:
+                _export_average(checkpoint, target, kind)
+            else:
+                export_class(checkpoint / "hf", target, kind)
             return checkpoint
         problems += found
     raise ValueError(f"no checkpoint of {source} is intact: " + "; ".join(problems[:5]))
+
+
+def _export_average(checkpoint: Path, target: Path, kind: Kind | None) -> None:
+    run = config_from(read_state(checkpoint)["config"], source=str(checkpoint / "state.json"))
+    if run.optim.ema_decay is None:
+        raise ValueError(
+            f"{checkpoint} has no average of the weights: its run had no optim.ema_decay. Leave out --ema"
+        )
+    hf = checkpoint / "hf"
+    vocab_size = json.loads((hf / "config.json").read_text(encoding="utf-8"))["vocab_size"]
+    shapes = parameter_shapes(run.model, vocab_size)
+    card = (hf / "README.md").read_text(encoding="utf-8")
+    card += f"\nThese weights are an average over the steps, exponential, with decay {run.optim.ema_decay}.\n"
+    with SavedTensors(checkpoint) as saved, tempfile.TemporaryDirectory() as folder:
+        weights = SavedPart(saved, EMA, shapes)
+        export_hf(
+            weights,
+            run.model,
+            vocab_size,
+            Path(folder),
+            tokenizer_folder=hf,
+            model_card=card,
+        )
+        export_class(Path(folder), target, kind)

@@ -16,7 +16,7 @@ from model.config import COMPUTE_FIELDS, ModelConfig
 from trainer.ds import suggestion
 from trainer.guard import GuardConfig
 from trainer.optim import OptimConfig
-from trainer.phases import PhaseConfig, settings_at
+from trainer.phases import PhaseConfig, schedules, settings_at
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,7 @@ class RunConfig:
             )
         problems += self._stopping_problems()
         problems += self._phase_problems()
-        if self.optim.warmup_steps >= self.steps:
-            problems.append(
-                f"optim.warmup_steps {self.optim.warmup_steps} is not below steps {self.steps}"
-            )
+        problems += self._schedule_problems()
         if problems:
             raise ValueError("; ".join(problems))
 
@@ -79,6 +76,21 @@ class RunConfig:
             problems.append(
                 f"keep_every {self.keep_every} is not a multiple of save_every {self.save_every}"
             )
+        return problems
+
+    def _schedule_problems(self) -> list[str]:
+        problems = []
+        for first_step, end, optim in schedules(self):
+            where = f" of the phase at step {first_step}" if first_step else ""
+            if optim.warmup_steps >= end - first_step:
+                problems.append(
+                    f"optim.warmup_steps {optim.warmup_steps}{where} is not below steps {end - first_step}"
+                )
+            elif optim.warmup_steps + optim.decay_steps > end - first_step:
+                problems.append(
+                    f"optim.warmup_steps {optim.warmup_steps} and decay_steps {optim.decay_steps}{where} "
+                    f"are more than its {end - first_step} steps"
+                )
         return problems
 
     def _phase_problems(self) -> list[str]:
@@ -234,13 +246,25 @@ def to_yaml(config: RunConfig) -> str:
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """'key: old -> new' for every setting that must stay the same over the jobs of a run."""
-    old_flat, new_flat = _flatten(old), _flatten(new)
+    # settings that are newer than a checkpoint had their defaults then
+    old = {**old, "optim": dataclasses.asdict(OptimConfig()) | old["optim"]}
+    old_flat, new_flat = _with_rates(old), _with_rates(new)
     return [
         f"{key}: {old_flat.get(key)!r} -> {new_flat.get(key)!r}"
         for key in sorted(old_flat.keys() | new_flat.keys())
         if not any(f"{key}.".startswith(f"{name}.") for name in FREE_TO_CHANGE.union(OF_A_PHASE))
         and old_flat.get(key) != new_flat.get(key)
     ]
+
+
+def _with_rates(values: dict[str, Any]) -> dict[str, Any]:
+    """Flat, and the learning rates of phases apart from what else of them may change."""
+    rates = [
+        [phase[name] for name in ("first_step", "learning_rate", "warmup_steps")]
+        for phase in values["phases"]
+        if phase.get("learning_rate") is not None
+    ]
+    return {**_flatten(values), "learning rates of phases": rates}
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

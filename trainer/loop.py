@@ -25,7 +25,7 @@ from trainer.engine import (
 from trainer.evaluation import evaluate
 from trainer.exit_status import Status
 from trainer.job import Job, begin_job, end_job, report_failed_save, rewind, save
-from trainer.optim import lr_at
+from trainer.phases import learning_rate_at
 from trainer.state import TrainState
 from trainer.stopping import StopRequest
 from trainer.stretch import Stretch, begin_stretch, merged, record_damage
@@ -108,7 +108,7 @@ def optimizer_step(
     world: World,
 ) -> float:
     """Forward, backward, update. Returns the gradient's norm: infinite or NaN where nothing was changed."""
-    set_learning_rate(job.engine, lr_at(state.step, run.optim, run.steps))
+    set_learning_rate(job.engine, learning_rate_at(run, state.step))
     for number, item in enumerate(items):
         set_accumulation(job.engine, number, len(items))
         seed_dropout(run.seed, item.first_row)
@@ -128,7 +128,7 @@ def between_steps(
     """Log, evaluate and save where it is time to. Collective."""
     is_done = state.step == run.steps
     if is_done or state.step % run.log_every == 0:
-        learning_rate = lr_at(state.step - 1, run.optim, run.steps)
+        learning_rate = learning_rate_at(run, state.step - 1)
         step_seconds = job.metrics.log(state, learning_rate, grad_norm)
         if message := job.stragglers.look(step_seconds):
             job.ledger.event("straggler", state.step, message)

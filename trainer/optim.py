@@ -4,7 +4,7 @@ The learning rate is a pure function of the step, so a resumed run needs no sche
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -112,6 +112,11 @@ def state_of(name: str, shape: torch.Size, optim: OptimConfig) -> tuple[str, ...
     """What the optimizer keeps of a parameter, beside its master weights."""
     average = () if optim.ema_decay is None else (EMA,)
     return (*MOMENTS[rule_of(name, shape, optim)], *average)
+
+
+def state_numel(shapes: Mapping[str, torch.Size], optim: OptimConfig) -> int:
+    """How many numbers the optimizer keeps of parameters of these shapes, beside their masters."""
+    return sum(shape.numel() * len(state_of(name, shape, optim)) for name, shape in shapes.items())
 
 
 def parameter_groups(

@@ -186,7 +186,7 @@ def average_weights(optimizer: torch.optim.Optimizer, decay: float) -> None:
     def average(optimizer: torch.optim.Optimizer, *_: object) -> None:
         for group in optimizer.param_groups:
             for owned in group["params"]:
-                if EMA in optimizer.state.get(owned, {}):
+                if owned.grad is not None and EMA in optimizer.state.get(owned, {}):
                     optimizer.state[owned][EMA].lerp_(owned, 1 - decay)
 
     optimizer.register_step_post_hook(average)

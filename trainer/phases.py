@@ -1,9 +1,11 @@
 """A run's preset and a step in, the settings of that step out: what a phase changes, and until when."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from data.lanes import DataConfig
+from trainer.optim import OptimConfig, lr_at
 
 if TYPE_CHECKING:
     from trainer.config import RunConfig
@@ -19,13 +21,24 @@ class PhaseConfig:
     sequence_length: int | None = None
     masked_fraction: float | None = None
     weights: dict[str, int] | None = None
+    learning_rate: float | None = None  # a schedule of its own, from here to the next such phase
+    warmup_steps: int | None = None  # of that schedule; None: 0
 
     def __post_init__(self) -> None:
+        problems = []
         if self.first_step < 1:
-            raise ValueError(
+            problems.append(
                 f"phases: first_step {self.first_step} is below 1: the settings before the first phase "
                 "are the preset's own"
             )
+        if self.learning_rate is not None and self.learning_rate <= 0:
+            problems.append(f"phases: learning_rate {self.learning_rate} is not above 0")
+        if self.warmup_steps is not None and self.learning_rate is None:
+            problems.append("phases: warmup_steps needs a learning_rate to warm up to")
+        if self.warmup_steps is not None and self.warmup_steps < 0:
+            problems.append(f"phases: warmup_steps {self.warmup_steps} is negative")
+        if problems:
+            raise ValueError("; ".join(problems))
 
 
 class Settings(NamedTuple):
@@ -58,3 +71,28 @@ def settings_at(run: "RunConfig", step: int) -> Settings:
 def phase_end(run: "RunConfig", step: int) -> int:
     """The first step after `step` that has other settings, or the end of the run."""
     return min((p.first_step for p in run.phases if p.first_step > step), default=run.steps)
+
+
+class Schedule(NamedTuple):
+    """A learning rate's rise and fall: the run's only one, or one for each phase that gives a rate."""
+
+    first_step: int
+    end: int
+    optim: OptimConfig  # its rate and warm-up are this schedule's
+
+
+def schedules(run: "RunConfig") -> Iterator[Schedule]:
+    """In order. Of `optim`, a phase changes the rate and the warm-up."""
+    begun, optim = 0, run.optim
+    for phase in run.phases:
+        if phase.learning_rate is not None:
+            yield Schedule(begun, phase.first_step, optim)
+            own = {"learning_rate": phase.learning_rate, "warmup_steps": phase.warmup_steps or 0}
+            begun, optim = phase.first_step, replace(run.optim, **own)
+    yield Schedule(begun, run.steps, optim)
+
+
+def learning_rate_at(run: "RunConfig", step: int) -> float:
+    """Of the step after `step` completed ones."""
+    now = next(schedule for schedule in schedules(run) if step < schedule.end)
+    return lr_at(step - now.first_step, now.optim, now.end - now.first_step)
