@@ -1,6 +1,7 @@
 """Presets, overrides and DeepSpeed JSONs: what is right is read exactly, what is wrong is named."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import deepspeed
@@ -11,6 +12,7 @@ from support import ROOT, tiny_preset
 from trainer.config import FREE_TO_CHANGE, differences, load_config, to_dict, to_yaml
 from trainer.ds import read_deepspeed_json, resolve
 from trainer.optim import OptimConfig, lr_at
+from trainer.phases import learning_rate_at
 
 PRESETS = sorted(set((ROOT / "configs").glob("*.yaml")) - {ROOT / "configs" / "corpus.yaml"})
 JSONS = sorted((ROOT / "ds_configs").glob("*.json"))
@@ -206,6 +208,72 @@ def test_learning_rate_by_hand() -> None:
     assert lr_at(0, cosine, 10) == 2.0
     assert lr_at(5, cosine, 10) == pytest.approx(2 * (0.1 + 0.9 * 0.5))
     assert lr_at(10, cosine, 10) == pytest.approx(0.2)
+
+
+def test_constant_and_stable_rates() -> None:
+    constant = OptimConfig(learning_rate=2.0, warmup_steps=2, schedule="constant")
+    assert [lr_at(step, constant, 5) for step in range(6)] == [1.0, 2.0, 2.0, 2.0, 2.0, 2.0]
+    wsd = OptimConfig(
+        learning_rate=1.0, warmup_steps=2, schedule="wsd", decay_steps=4, final_fraction=0.2
+    )
+    expected = [
+        0.5,
+        1.0,
+        1.0,
+        1.0,
+        1.0,
+        0.6,
+        0.2 + 0.8 * (1 - 0.5**0.5),
+        0.2 + 0.8 * (1 - 0.75**0.5),
+    ]
+    assert [lr_at(step, wsd, 8) for step in range(8)] == pytest.approx(expected)
+    assert lr_at(8, wsd, 8) == pytest.approx(0.2)
+
+
+def test_phases_have_schedules_of_their_own(tmp_path: Path) -> None:
+    optim = {"learning_rate": 1.0, "warmup_steps": 2}
+    phases = [
+        {"first_step": 2},  # changes no rate
+        {"first_step": 6, "learning_rate": 0.5, "warmup_steps": 1},
+    ]
+    run = load_config(tiny_preset(tmp_path, tmp_path, steps=10, optim=optim, phases=phases), [])
+    rates = [learning_rate_at(run, step) for step in range(10)]
+    expected = [0.5, 1.0, 1.0, 0.75, 0.5, 0.25, 0.5, 0.5, 0.5 * 2 / 3, 0.5 / 3]
+    assert rates == pytest.approx(expected)
+    other = to_dict(
+        replace(run, phases=(*run.phases[:1], replace(run.phases[1], learning_rate=0.4)))
+    )
+    assert differences(to_dict(run), other) == [
+        "learning rates of phases: [[6, 0.5, 1]] -> [[6, 0.4, 1]]"
+    ]
+    older = to_dict(run)
+    older["optim"] = {
+        name: older["optim"][name]
+        for name in ("learning_rate", "warmup_steps")  # all that it knew
+    }
+    assert differences(older, to_dict(run)) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"phases": [{"first_step": 4, "warmup_steps": 1}]}, "warmup_steps needs a learning_rate"),
+        ({"phases": [{"first_step": 4, "learning_rate": 0.0}]}, "learning_rate 0.0 is not above 0"),
+        (
+            {"phases": [{"first_step": 6, "learning_rate": 1.0, "warmup_steps": 2}]},
+            "optim.warmup_steps 2 of the phase at step 6 is not below steps 2",
+        ),
+        (
+            {"optim": {"schedule": "wsd", "decay_steps": 7, "warmup_steps": 2}},
+            "optim.warmup_steps 2 and decay_steps 7 are more than its 8 steps",
+        ),
+        ({"optim": {"name": "sgd"}}, "optim.name must be one of"),
+    ],
+)
+def test_schedules_that_cannot_be_are_refused(tmp_path: Path, changes: dict, expected: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        load_config(tiny_preset(tmp_path, tmp_path, **changes), [])
+    assert expected in str(caught.value)
 
 
 def test_yaml_is_yaml_1_2_where_it_matters() -> None:

@@ -1,16 +1,21 @@
 """LAMB, Muon and averaged weights on real processes: at every ZeRO stage what one process computes."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from support import ROOT, environment
+from support import ROOT, environment, launch, read_metrics, tiny_preset
+from transformers import AutoModel
 
+from launcher import cli
+from model.hf import import_hf
 from trainer.muon import newton_schulz
 from trainer.optim import OptimConfig
+from trainer.saved_tensors import SavedPart, SavedTensors
 
 
 def run_worker(worker: str, *arguments: object, processes: int) -> None:
@@ -46,6 +51,70 @@ def test_every_stage_is_the_reference(
         assert errors["master"] < limit, (name, errors)
         assert errors["change"] < 5 * limit, (name, errors)
         assert errors["ema"] < limit, (name, errors)
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of two processes."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    run_worker("elastic_worker.py", "write", folder, processes=2)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("processes", "stages"),
+    [(2, "0-0,1-1,2-2,3-3"), (1, "0-1,1-2,2-3,3-0"), (4, "0-3,1-0,3-2")],
+)
+def test_checkpoints_go_on_at_other_stages_and_world_sizes(
+    processes: int, stages: str, checkpoints: Path, tmp_path: Path
+) -> None:
+    """Masters, moments, momentum and averages bit for bit; and bit for bit on, where nothing else changed."""
+    output = tmp_path / "found.json"
+    run_worker("elastic_worker.py", "read", checkpoints, output, stages, processes=processes)
+    found = json.loads(output.read_text())
+    assert len(found) == 2 * len(stages.split(","))
+    for name, values in found.items():
+        assert values["wrong"] == [], name
+        assert values["loss"] < 1e-5, (name, values["loss"])
+        assert values["not_bitwise"] == [] or processes != 2, name
+        assert values["state"] == pytest.approx(1, rel=0.02), name
+
+
+def test_a_run_with_muon_an_average_and_two_schedules(
+    tiny_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Stopped and continued bit for bit; the average is exported when asked for."""
+    optim = {
+        "name": "muon", "ema_decay": 0.75, "learning_rate": 1e-3, "warmup_steps": 2,
+        "schedule": "wsd", "decay_steps": 2,
+    }  # fmt: skip
+    phases = [{"first_step": 5, "learning_rate": 4e-3, "warmup_steps": 1}]
+    preset = tiny_preset(tmp_path, tiny_dataset, optim=optim, phases=phases, precision="bf16")
+    run = tmp_path / "run"
+    first = launch(preset, processes=2)
+    assert first.returncode == 0, first.stderr
+    before = read_metrics(run)
+    third = 1 - 0.5**0.5
+    rates = [5e-4, 1e-3, 1e-3, 1e-3, 1e-3 * third, 4e-3, 4e-3, 4e-3 * third]
+    assert [m["learning_rate"] for m in before] == pytest.approx(rates)
+    for step in (6, 8):
+        shutil.rmtree(run / "checkpoints" / f"step-{step:08d}")
+    again = launch(preset, processes=2)
+    assert again.returncode == 0, again.stderr
+    after = read_metrics(run)
+    assert [m["loss"] for m in after] == [m["loss"] for m in before]
+    assert [m["grad_norm"] for m in after] == [m["grad_norm"] for m in before]
+    assert cli.main(["export", str(run), str(tmp_path / "raw")]) == 0
+    assert cli.main(["export", str(run), str(tmp_path / "average"), "--ema"]) == 0
+    raw, average = (import_hf(tmp_path / name)[0] for name in ("raw", "average"))
+    with SavedTensors(run / "checkpoints" / "step-00000008") as saved:
+        shapes = {name: value.shape for name, value in raw.items()}
+        for part, weights in (("master", raw), ("ema", average)):
+            kept = SavedPart(saved, part, shapes)
+            assert all(torch.equal(weights[name], kept[name]) for name in shapes)
+    assert not torch.equal(raw["layers.0.qkv.weight"], average["layers.0.qkv.weight"])
+    assert "exponential" in (tmp_path / "average" / "README.md").read_text()
+    AutoModel.from_pretrained(tmp_path / "average")
 
 
 @pytest.mark.parametrize("shape", [(48, 32), (32, 48), (64, 64)])
