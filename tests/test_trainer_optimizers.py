@@ -13,8 +13,9 @@ from transformers import AutoModel
 
 from launcher import cli
 from model.hf import import_hf
-from trainer.muon import newton_schulz
+from trainer.muon import newton_schulz, plan_rounds
 from trainer.optim import OptimConfig
+from trainer.partitions import Fragment, Layout, Matrix
 from trainer.saved_tensors import SavedPart, SavedTensors
 
 
@@ -115,6 +116,37 @@ def test_a_run_with_muon_an_average_and_two_schedules(
     assert not torch.equal(raw["layers.0.qkv.weight"], average["layers.0.qkv.weight"])
     assert "exponential" in (tmp_path / "average" / "README.md").read_text()
     AutoModel.from_pretrained(tmp_path / "average")
+
+
+def test_matrices_are_worked_on_once_where_most_of_them_is() -> None:
+    """Ten matrices of 8 elements, in slices of 20 as at ZeRO 1, and cut across all ranks as at ZeRO 3."""
+    matrices = [Matrix(f"layers.{i}", 0, 2, 4) for i in range(10)]
+    long = [[[] for _ in range(1)] for _ in range(4)]
+    for i in range(10):
+        for rank in range(4):
+            begin, end = max(8 * i, 20 * rank), min(8 * i + 8, 20 * rank + 20)
+            if begin < end:
+                long[rank][0].append(Fragment(i, begin - 20 * rank, begin - 8 * i, end - begin))
+    across = [[[Fragment(i, 2 * i, 2 * rank, 2) for i in range(10)]] for rank in range(4)]
+    for fragments, moved in ((long, 8), (across, 60)):
+        plans = [
+            plan_rounds(Layout(matrices, {}, fragments, rank, torch.device("cpu")), 0)
+            for rank in range(4)
+        ]
+        assert len({len(plan) for plan in plans}) == 1 and len(plans[0]) == 3
+        done = [work.matrix.name for plan in plans for work in plan if work.matrix]
+        assert sorted(done) == [matrix.name for matrix in matrices]
+        sent = sum(
+            f.length
+            for rank, plan in enumerate(plans)
+            for work in plan
+            for other, f in enumerate(work.mine)
+            if f and other != rank
+        )
+        assert sent == moved
+        for plan in plans:
+            for work in plan:
+                assert sum(f.length for f in work.theirs if f) == (8 if work.matrix else 0)
 
 
 @pytest.mark.parametrize("shape", [(48, 32), (32, 48), (64, 64)])
