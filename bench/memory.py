@@ -21,10 +21,11 @@ import torch
 
 from model.config import ModelConfig
 from model.flops import num_parameters
-from model.weights import build_empty, fresh_weights
+from model.weights import build_empty, fresh_weights, parameter_shapes
 from trainer.config import load_config
 from trainer.ds import read_deepspeed_json, resolve
 from trainer.memory import state_bytes
+from trainer.optim import state_numel
 
 VOCAB = 4096
 BUCKET = (
@@ -113,14 +114,18 @@ def main() -> None:
     if "RANK" in os.environ:
         be_a_rank(options.preset, options.width, Path(os.environ["CLOZE_BENCH_OUTPUT"]))
         return
-    whole = load_config(options.preset, []).model
-    number = num_parameters(whole, options.vocab_size)
+    run = load_config(options.preset, [])
+    whole = run.model
+    shapes = parameter_shapes(whole, options.vocab_size)
+    number, num_state = num_parameters(whole, options.vocab_size), state_numel(shapes, run.optim)
     print(f"{options.preset}: {number:,} parameters with a vocabulary of {options.vocab_size:,}\n")
     print("| ranks | state of a rank, GB, predicted |\n|---|---|")
     for ranks in (2, 8, 32, 128):
-        print(f"| {ranks} | {state_bytes(number, world_size=ranks, precision='bf16') / 1e9:.2f} |")
+        predicted = state_bytes(number, world_size=ranks, precision="bf16", num_state=num_state)
+        print(f"| {ranks} | {predicted / 1e9:.2f} |")
     twin = twin_of(whole, options.width)
     number = num_parameters(twin, VOCAB)
+    num_state = state_numel(parameter_shapes(twin, VOCAB), run.optim)
     with tempfile.TemporaryDirectory(prefix="cloze-bench-") as folder:
         launch = [
             "-m",
@@ -141,7 +146,9 @@ def main() -> None:
             check=True,
         )
         found = [json.loads(path.read_text()) for path in sorted(Path(folder).glob("*.json"))]
-    predicted = state_bytes(number, world_size=options.processes, precision="bf16")
+    predicted = state_bytes(
+        number, world_size=options.processes, precision="bf16", num_state=num_state
+    )
     print(f"\nTwin: {twin.num_hidden_layers} layers of {twin.hidden_size}, {number:,} parameters, "
           f"{options.processes} ranks, {STEPS} steps.\n")  # fmt: skip
     print(
