@@ -1,6 +1,6 @@
 """A rank of tests/test_trainer_optimizers.py: checkpoints of LAMB and Muon, written here and read there.
 
-write FOLDER             every optimizer at every ZeRO stage: a checkpoint, and what comes after it
+write FOLDER ...                every optimizer at every ZeRO stage: a checkpoint, and what comes after; then
 read FOLDER OUTPUT FROM-TO,... each, from one stage to another: what differs from what was written, and came
 """
 
@@ -131,11 +131,10 @@ def main(mode: str, folder: Path, *arguments: str) -> None:
     world = start_world()
     if mode == "write":
         write(folder, world)
-    else:
-        output, stages = arguments
-        found = read(folder, stages.split(","), world)
-        if world.is_main:
-            Path(output).write_text(json.dumps(found, indent=1))
+    output, stages = arguments
+    found = read(folder, stages.split(","), world)
+    if world.is_main:
+        Path(output).write_text(json.dumps(found, indent=1))
     stop_world()
 
 
