@@ -101,9 +101,9 @@ def copy_to_host(named: NamedState, world: World, host: dict[str, torch.Tensor])
                     pin_memory=world.device.type == "cuda",
                 )
             host[key].view(-1).copy_(fragment.values, non_blocking=True)
-            flags.append(torch.isfinite(fragment.values).all())
+            flags.append(torch.stack(torch.aminmax(fragment.values)))  # one pass; NaN shows in both
             keys.append(f"{part} of {name}")
-    finite = torch.stack(flags).tolist() if flags else []  # waits for the copies too
+    finite = torch.stack(flags).isfinite().all(1).tolist() if flags else []  # waits for the device
     if world.device.type == "cuda":
         torch.cuda.synchronize(world.device)
     wrong = [key for key, is_finite in zip(keys, finite, strict=True) if not is_finite]

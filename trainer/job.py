@@ -112,16 +112,11 @@ def report_failed_save(job: Job, state: TrainState, problems: list[str]) -> None
 
 def _hf_writer(run: RunConfig, dataset: Dataset, state: TrainState) -> WriteHf:
     """The model as a folder for transformers, and the proof that it is; where it is not, nothing is saved."""
-    card = model_card(
-        run,
-        dataset.manifest,
-        state.step,
-        state.num_tokens,
-        num_parameters(run.model, dataset.vocab_size),
-    )
     tokenizer = dataset.root / "tokenizer"
 
     def write(weights: Mapping[str, torch.Tensor], folder: Path) -> None:
+        num_weights = num_parameters(run.model, dataset.vocab_size)
+        card = model_card(run, dataset.manifest, state.step, state.num_tokens, num_weights)
         export_hf(
             weights,
             run.model,
