@@ -26,7 +26,7 @@ from trainer.checkpoint_files import (
 )
 from trainer.engine import NamedState
 from trainer.files import free_bytes, no_space, remove_folder, size_of
-from trainer.fragments import local_fragment, share_out
+from trainer.fragments import local_fragments, share_out
 from trainer.saved_tensors import SavedTensors, key_of
 from trainer.state import TrainState
 from trainer.world import World
@@ -84,25 +84,21 @@ def copy_to_host(named: NamedState, world: World, host: dict[str, torch.Tensor])
         {name: shape.numel() for name, shape in shapes_of(named).items()}, world.size
     )
     flags, keys = [], []
-    for name in named.parameters:
+    for name, part, start, values in local_fragments(named):
         if named.stage == 0 and owners[name] != world.rank:
             continue
         shape = named.shape(name)
-        for part in named.parts(name):
-            fragment = local_fragment(named, name, part)
-            if fragment is None:
-                continue
-            is_whole = len(fragment.values) == shape.numel()
-            key = key_of(part, name, fragment.start, is_whole)
-            if key not in host:
-                host[key] = torch.empty(
-                    shape if is_whole else fragment.values.shape,
-                    dtype=torch.float32,
-                    pin_memory=world.device.type == "cuda",
-                )
-            host[key].view(-1).copy_(fragment.values, non_blocking=True)
-            flags.append(torch.stack(torch.aminmax(fragment.values)))  # one pass; NaN shows in both
-            keys.append(f"{part} of {name}")
+        is_whole = len(values) == shape.numel()
+        key = key_of(part, name, start, is_whole)
+        if key not in host:
+            host[key] = torch.empty(
+                shape if is_whole else values.shape,
+                dtype=torch.float32,
+                pin_memory=world.device.type == "cuda",
+            )
+        host[key].view(-1).copy_(values, non_blocking=True)
+        flags.append(torch.stack(torch.aminmax(values)))  # one pass; NaN shows in both
+        keys.append(f"{part} of {name}")
     finite = torch.stack(flags).isfinite().all(1).tolist() if flags else []  # waits for the device
     if world.device.type == "cuda":
         torch.cuda.synchronize(world.device)
@@ -162,11 +158,7 @@ def restore(folder: Path, named: NamedState) -> TrainState:
         if problems := saved.problems(expected):
             more = f" ({len(problems)} in all)" if len(problems) > 5 else ""
             raise ValueError(f"{folder} is of another model: {'; '.join(problems[:5])}{more}")
-        for name in named.parameters:
-            for part in named.parts(name):
-                fragment = local_fragment(named, name, part)
-                if fragment is not None:
-                    stop = fragment.start + len(fragment.values)
-                    fragment.values.copy_(saved.read(f"{part}/{name}", fragment.start, stop))
+        for name, part, start, values in local_fragments(named):
+            values.copy_(saved.read(f"{part}/{name}", start, start + len(values)))
     named.refresh()
     return TrainState.from_json(document)

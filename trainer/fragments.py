@@ -5,37 +5,33 @@ that lies in this rank's partition; all ranks' fragments of a tensor lie end to 
 communication, and is read at any stage and world size.
 """
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 if TYPE_CHECKING:
-    from trainer.engine import NamedState
+    from trainer.named_state import NamedState
 
 
-class Fragment(NamedTuple):
+class StoredFragment(NamedTuple):
+    name: str  # of the parameter
+    part: str  # "master", or a key of the optimizer's state
     start: int  # in the flattened tensor
     values: torch.Tensor  # fp32 [n], n > 0: a view
 
 
-def local_fragment(named: "NamedState", name: str, part: str) -> Fragment | None:
-    """This rank's fragment, None where it owns nothing of it. At stage 0 every rank has the whole tensor."""
-    parameter, key = named.parameters[name], None if part == "master" else part
-    if named.stage == 0:
-        return Fragment(0, named.whole_at_stage_0(name, part).view(-1))
-    if named.stage == 3:
-        # with padding, which the last ranks have where a tensor does not divide by the ranks
-        owned, _ = named.wrapper._get_fp32_opt_state_partition(
-            parameter, release_swap_buffers=False, optim_state_key=key
-        )
-        start = named.rank * owned.numel()
-        length = min(owned.numel(), parameter.ds_numel - start)
-        return Fragment(start, owned.detach()[:length]) if length > 0 else None
-    mapping = parameter._hp_mapping
-    if mapping is None:
-        return None
-    values = mapping.get_hp_fragment(key).detach().view(-1)
-    return Fragment(mapping.lp_fragment_address.start, values)
+def local_fragments(named: "NamedState") -> Iterator[StoredFragment]:
+    """All of this rank. At stage 0 every rank has every tensor whole."""
+    owned = named.owned()
+    for piece in named.pieces():
+        if piece.length == 0:  # nothing but padding
+            continue
+        master = owned[piece.owned]
+        for part in named.parts(piece.name):
+            tensor = master if part == "master" else named.base.state[master][part]
+            values = tensor.detach().view(-1).narrow(0, piece.start, piece.length)
+            yield StoredFragment(piece.name, part, piece.offset, values)
 
 
 def share_out(sizes: dict[str, int], world_size: int) -> dict[str, int]:
