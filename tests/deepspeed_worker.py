@@ -63,7 +63,7 @@ def of_hugging_face(config: dict[str, Any]) -> Any:
     shape = {k: v for k, v in SHAPE.items() if k != "attention"}
     torch.manual_seed(5)
     model = BertForPreTraining(BertConfig(vocab_size=VOCAB_SIZE, **shape)).to(torch.bfloat16)
-    groups = parameter_groups(model.named_parameters(), 0.01)
+    groups = parameter_groups(model.named_parameters(), OptimConfig(weight_decay=0.01))
     optimizer = torch.optim.AdamW(groups, lr=1e-2, fused=True)
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=optimizer, config=config, dist_init_required=False

@@ -125,6 +125,21 @@ def flip_a_weight(step: int) -> None:
     loop.optimizer_step = flipped
 
 
+def poison_a_weight(step: int) -> None:
+    """One master weight that rank 1 owns becomes NaN after that step."""
+    import trainer.loop as loop
+    from trainer.fragments import local_fragments
+
+    between_steps = loop.between_steps
+
+    def poisoned(run: Any, job: Any, state: Any, *rest: Any) -> None:
+        if RANK == 1 and state.step == step:
+            next(iter(local_fragments(job.named))).values[0] = float("nan")
+        between_steps(run, job, state, *rest)
+
+    loop.between_steps = poisoned
+
+
 def unprotect(name: str) -> None:
     """Without it, the test of it must fail."""
     if name == "room":  # what is free is not looked at
@@ -140,6 +155,8 @@ if "FULL_DISK" in os.environ:
     fill_disk(int(os.environ["FULL_DISK"]), int(os.environ["FULL_DISK_STEP"]))
 if "FLIP_STEP" in os.environ:
     flip_a_weight(int(os.environ["FLIP_STEP"]))
+if "NAN_STEP" in os.environ:
+    poison_a_weight(int(os.environ["NAN_STEP"]))
 if "UNPROTECTED" in os.environ:
     unprotect(os.environ["UNPROTECTED"])
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def hf_weights(run: Path, step: int) -> bytes:
     ("stage", "precision", "clip_norm"),
     [
         ("zero0", "fp32", 1.0), ("zero0", "bf16", 0.0), ("zero1", "bf16", 1.0), ("zero2", "fp32", 0.0),
-        ("zero3", "fp32", 1.0), ("zero2_offload", "bf16", 1.0),
+        ("zero3", "fp32", 1.0), ("zero2_offload", "bf16", 1.0), ("zero3_offload", "bf16", 1.0),
     ],
 )  # fmt: skip
 def test_a_nan_on_one_rank_changes_no_weight(

@@ -236,3 +236,56 @@ def test_ranks_that_compute_with_different_weights_are_named(
     assert result.returncode == 1
     assert "hold other weights than the rest" in result.stderr
     assert [step_of(checkpoint) for checkpoint in list_checkpoints(tmp_path / "run")] == [4]
+
+
+def test_a_weight_that_is_no_number_is_never_saved(tiny_dataset: Path, tmp_path: Path) -> None:
+    preset = tiny_preset(tmp_path, tiny_dataset, steps=12, save_every=4)
+    result = launch(preset, processes=2, script=FAULTY, NAN_STEP="8")
+    assert result.returncode == 1
+    assert "NaN or infinity in master of" in result.stderr
+    assert [step_of(checkpoint) for checkpoint in list_checkpoints(tmp_path / "run")] == [4]
+
+
+def test_a_checkpoint_of_the_first_format_goes_on(tiny_dataset: Path, tmp_path: Path) -> None:
+    """It held whole tensors only, as stage 0 writes them to this day."""
+    zero0 = str(ROOT / "ds_configs" / "zero0.json")
+    preset = tiny_preset(tmp_path, tiny_dataset, steps=6, deepspeed=zero0)
+    assert launch(preset).returncode == 0
+    run = tmp_path / "run"
+    expected = [m["loss"] for m in read_metrics(run)]
+    old, newest = list_checkpoints(run)
+    shutil.rmtree(newest)
+    for name in ("state.json", "MANIFEST.json"):
+        path = old / name
+        document = {**json.loads(path.read_text()), "format": "cloze-checkpoint-v1"}
+        if name == "MANIFEST.json":
+            document["files"] |= facts_of(old, [old / "state.json"])
+        path.write_text(json.dumps(document))
+    again = launch(tiny_preset(tmp_path, tiny_dataset, steps=6), processes=2)
+    assert again.returncode == 0, again.stderr
+    assert "resuming from" in again.stdout
+    assert [m["loss"] for m in read_metrics(run)] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_checkpoint_of_a_later_format_is_refused(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    (checkpoint,) = list_checkpoints(tmp_path)
+    path = checkpoint / "MANIFEST.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": "cloze-checkpoint-v9"}))
+    (problem,) = problems_of(checkpoint)
+    assert "has format 'cloze-checkpoint-v9', this version reads" in problem
+
+
+def test_a_writer_of_an_earlier_job_cannot_touch_what_was_committed(tmp_path: Path) -> None:
+    """Stopped in the middle of its save, it wakes up after the next job has saved the same step."""
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    stale = folder / ".tmp-earlier"
+    stale.mkdir()
+    write_part(stale, 0, 1, PIECES[0])
+    save(tmp_path, 1)  # clears what is stale away, as every save does
+    before = {p: p.read_bytes() for p in list_checkpoints(tmp_path)[0].rglob("*") if p.is_file()}
+    with pytest.raises(OSError, match="No such file"):
+        publish(stale, folder / "step-00000001", {})
+    assert {p: p.read_bytes() for p in before} == before
+    assert problems_of(list_checkpoints(tmp_path)[0]) == []

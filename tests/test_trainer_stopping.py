@@ -116,14 +116,15 @@ def test_a_second_signal_ends_it_at_once(tiny_dataset: Path, tmp_path: Path) -> 
 
 
 def test_a_time_limit_is_kept(tiny_dataset: Path, tmp_path: Path) -> None:
-    preset = tiny_preset(tmp_path, tiny_dataset, steps=100_000, time_limit_minutes=0.3)
-    began = time.monotonic()
+    """It saves and ends before, unless its start alone has taken longer."""
+    preset = tiny_preset(tmp_path, tiny_dataset, steps=1_000_000, time_limit_minutes=0.3)
     result = launch(preset)
     assert result.returncode == 75, result.stderr
-    assert time.monotonic() - began < 18
     assert "time_limit_minutes 0.3 is" in result.stdout
-    (newest,) = list_checkpoints(tmp_path / "run")[-1:]
-    assert step_of(newest) == read_metrics(tmp_path / "run")[-1]["step"]
+    run = tmp_path / "run"
+    (began,), (end,) = ledger(run, "start"), ledger(run, "end")
+    assert end["time"] - began["time"] < max(18, 2 * end["seconds"]["startup"])
+    assert [step_of(c) for c in list_checkpoints(run)][-1:] in ([end["step"]], [])
 
 
 def test_the_end_of_a_slurm_job_is_a_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,3 +177,19 @@ def processes_of(word: str) -> list[str]:
             if word in command and "pytest" not in command.split(word)[0]:
                 found.append(command)
     return found
+
+
+def test_a_grace_that_is_too_short_costs_no_more_than_a_kill(
+    unbroken: list[tuple], tiny_dataset: Path, tmp_path: Path
+) -> None:
+    """SIGTERM, and SIGKILL before the step is over: the checkpoint before is gone on from."""
+    preset = tiny_preset(tmp_path, tiny_dataset, steps=STEPS, save_every=8)
+    plan = [
+        {"rank": 0, "step": 11, "at": "forward", "do": "term"},
+        {"rank": 0, "step": 11, "at": "backward", "do": "kill"},
+    ]
+    killed = launch(preset, processes=2, script=FAULTY, FAULT_PLAN=json.dumps(plan))
+    assert killed.returncode == 1
+    assert [step_of(c) for c in list_checkpoints(tmp_path / "run")] == [8]
+    assert launch(preset, processes=2).returncode == 0
+    assert curve(tmp_path / "run") == unbroken

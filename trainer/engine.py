@@ -147,6 +147,13 @@ def step(engine: Engine) -> None:
             engine.set_gradient_accumulation_boundary(False)  # it counts, and leaves all as it is
             engine.module.zero_grad()
     engine.step()
+    if getattr(engine.optimizer, "overflow", False) and hasattr(
+        engine.optimizer, "averaged_gradients"
+    ):
+        # with offload DeepSpeed keeps the NaN in its sum of gradients, and passes over all that follows
+        engine.optimizer.averaged_gradients.update(
+            dict.fromkeys(engine.optimizer.averaged_gradients)
+        )
 
 
 def gradient_norm(engine: Engine) -> float:
