@@ -69,7 +69,13 @@ def collect_notes(folder: Path, size: int, given_up: Event) -> dict[str, dict[st
 
 
 def publish(temporary: Path, final: Path, files: dict[str, dict[str, Any]]) -> None:
-    """Write the manifest, and give the folder its name: from here on the checkpoint exists."""
+    """Write the manifest, and give the folder its name: from here on the checkpoint exists.
+
+    OSError where files of it are gone: another job has cleared away what this one was writing.
+    """
+    gone = [str(path) for path in (temporary, *map(temporary.joinpath, files)) if not path.exists()]
+    if gone:
+        raise FileNotFoundError(2, "No such file or directory", gone[0])
     manifest = {"format": FORMAT, "files": dict(sorted(files.items()))}
     write_atomically(temporary / "MANIFEST.json", json.dumps(manifest, indent=1))
     for folder in (temporary / "hf", temporary):
