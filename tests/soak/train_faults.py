@@ -2,8 +2,8 @@
 
     python tests/soak/train_faults.py --minutes 120 --folder /scratch/soak [--seconds-between-faults 20]
 
-First the undisturbed run, then the same one with faults in a Poisson process, started again whenever it ends,
-with `cloze train --processes 2`. What happens to it, in turn at random:
+A run with faults in a Poisson process, started again whenever it ends with `cloze train --processes 2`, for
+that many minutes; then the undisturbed run of as many steps. What happens to the first, at random:
 
     kill rank, kill launcher, kill all     SIGKILL of one training process; of `cloze train`; of everything
     stop rank                              SIGSTOP: a rank that hangs
@@ -35,15 +35,16 @@ from support import environment, read_metrics, tiny_preset, write_corpus  # noqa
 
 from data.prepare import PrepareConfig, prepare  # noqa: E402
 from launcher.supervise import descendants  # noqa: E402
-from trainer.checkpoint_files import list_checkpoints, problems_of  # noqa: E402
+from trainer.checkpoint_files import list_checkpoints, problems_of, step_of  # noqa: E402
 
 FAULTS = (
     "kill rank", "kill launcher", "kill all", "stop rank", "ask to stop", "full disk",
     "damaged checkpoint", "damaged block",
 )  # fmt: skip
-STEPS_PER_MINUTE = 400  # about, with faults, on two cores
+ENDLESS = 10_000_000  # steps: the faults end by the clock
 SAVE_EVERY = 20
-DISK_MEGABYTES = 24
+HANG_SECONDS = 10
+DISK = "size=256m"
 EXACT = ("step", "loss", "grad_norm", "learning_rate", "num_tokens", "rows_digest")
 
 
@@ -54,29 +55,31 @@ def main() -> None:
     parser.add_argument("--seconds-between-faults", type=float, default=20)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
-    steps = int(options.minutes * STEPS_PER_MINUTE)
     dataset = make_dataset(options.folder)
-    whole, broken = options.folder / "whole", options.folder / "broken"
-    presets = []
-    for folder in (whole, broken):
-        shutil.rmtree(folder / "run", ignore_errors=True)
-        (folder / "run").mkdir(parents=True)
-        presets.append(
-            tiny_preset(
-                folder, dataset, steps=steps, save_every=SAVE_EVERY, hang_timeout_seconds=5,
-                precision="bf16", optim={"warmup_steps": 20},
-            )
-        )  # fmt: skip
-    began = time.monotonic()
-    assert start(presets[0], whole / "log").wait() == 0
-    print(f"undisturbed: {steps} steps in {time.monotonic() - began:.0f} s", flush=True)
-    mount(broken / "run")
+    broken = options.folder / "broken"
+    preset = make_preset(broken, dataset, ENDLESS)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", DISK, "tmpfs", broken / "run"], check=True)
     try:
-        soak = Soak(presets[1], broken, dataset, options)
+        soak = Soak(preset, broken, dataset, options)
         soak.go()
+        whole = options.folder / "whole"
+        steps = step_of(list_checkpoints(broken / "run")[-1])
+        began = time.monotonic()
+        assert start(make_preset(whole, dataset, steps), whole / "log").wait() == 0
+        print(f"undisturbed: {steps} steps in {time.monotonic() - began:.0f} s", flush=True)
         soak.report(whole / "run")
     finally:
         subprocess.run(["umount", broken / "run"], check=False)
+
+
+def make_preset(folder: Path, dataset: Path, steps: int) -> Path:
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "run").mkdir(parents=True)
+    optim = {"warmup_steps": 20, "schedule": "constant"}
+    return tiny_preset(
+        folder, dataset, steps=steps, save_every=SAVE_EVERY, hang_timeout_seconds=HANG_SECONDS,
+        precision="bf16", optim=optim,
+    )  # fmt: skip
 
 
 def make_dataset(folder: Path) -> Path:
@@ -90,11 +93,6 @@ def make_dataset(folder: Path) -> Path:
             )
         )  # fmt: skip
     return folder / "dataset"
-
-
-def mount(folder: Path) -> None:
-    size = f"size={DISK_MEGABYTES}m"
-    subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", folder], check=True)
 
 
 def start(preset: Path, log: Path) -> subprocess.Popen[bytes]:
@@ -112,30 +110,42 @@ class Soak:
         self.preset, self.run, self.log = preset, folder / "run", folder / "log"
         self.shard = next(dataset.glob("*/train/*.tar"))
         self.rng = random.Random(options.seed)
-        self.mean_seconds = options.seconds_between_faults
+        self.seconds, self.mean_seconds = 60 * options.minutes, options.seconds_between_faults
         self.done: Counter[str] = Counter()
         self.statuses: Counter[int] = Counter()
         self.repair: list[tuple[Path, bytes]] = []
         self.process = start(preset, self.log)
 
     def go(self) -> None:
-        """Faults until the run is done."""
+        """Faults until the time is over, then a planned stop."""
         self.began = time.monotonic()
-        while True:
+        while time.monotonic() < self.began + self.seconds:
             due = time.monotonic() + self.rng.expovariate(1 / self.mean_seconds)
             while time.monotonic() < due and self.process.poll() is None:
                 time.sleep(0.05)
-            status = self.process.poll()
-            if status is not None:
-                self.statuses[status] += 1
-                if status == 0:
-                    return
-                self.mend()
-                self.process = start(self.preset, self.log)
-            else:
+            if self.process.poll() is None:
                 fault = self.rng.choice(FAULTS)
                 if self.inflict(fault):
                     self.done[fault] += 1
+                    print(f"{time.monotonic() - self.began:7.0f} s  {fault}", flush=True)
+            if self.process.poll() is not None:
+                self.start_again()
+        while self.stop() != 75:
+            self.start_again()
+        self.wait_for_silence()
+
+    def start_again(self) -> None:
+        self.statuses[self.process.returncode] += 1
+        self.mend()
+        self.process = start(self.preset, self.log)
+
+    def stop(self) -> int:
+        """Asked once it has had time to begin; the status it ends with."""
+        for _ in range(60):
+            if self.process.poll() is None:
+                time.sleep(1)
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait()
 
     def ranks(self) -> list[int]:
         found = []
@@ -164,7 +174,7 @@ class Soak:
             self.kill_all()
         elif fault == "ask to stop":
             self.process.send_signal(self.rng.choice([signal.SIGTERM, signal.SIGUSR1]))
-            self.process.wait()
+            self.process.wait(timeout=120)
         elif fault == "full disk":
             self.fill_disk()
         elif fault == "damaged checkpoint":
@@ -246,8 +256,6 @@ class Soak:
         self.repair.clear()
 
     def report(self, whole: Path) -> None:
-        seconds = time.monotonic() - self.began
-        self.wait_for_silence()
         curves = [
             [tuple(m[name] for name in EXACT) for m in read_metrics(r)] for r in (whole, self.run)
         ]
@@ -257,11 +265,15 @@ class Soak:
         sound = all(problems_of(checkpoint) == [] for checkpoint in list_checkpoints(self.run))
         jobs = (self.run / "jobs.jsonl").read_text(encoding="utf-8").splitlines()
         starts = sum('"kind": "start"' in line for line in jobs)
-        print(f"with faults: {len(curves[1])} steps in {seconds:.0f} s, {starts} jobs")
-        print("faults:", json.dumps(dict(sorted(self.done.items()))))
+        print(f"with faults: {len(curves[1])} steps in {self.seconds:.0f} s, {starts} jobs")
+        print("faults:", self.done.total(), json.dumps(dict(sorted(self.done.items()))))
         print("statuses of `cloze train`:", json.dumps(dict(sorted(self.statuses.items()))))
         print(f"curves equal: {curves[0] == curves[1]} (first difference: {first})")
         print(f"weights equal: {weights[0] == weights[1]}; checkpoints sound: {sound}")
+        print(subprocess.run(
+            [sys.executable, "-m", "launcher.cli", "status", str(self.run)],
+            cwd=ROOT, env=environment(), capture_output=True, text=True, check=False,
+        ).stdout)  # fmt: skip
         ok = curves[0] == curves[1] and weights[0] == weights[1] and sound
         sys.exit(0 if ok else "FAILED")
 
