@@ -109,7 +109,7 @@ def deepspeed_way(
     """The trainer's own engine, in one process."""
     from trainer.ds import read_deepspeed_json, resolve
     from trainer.engine import build_engine, set_accumulation, start_world
-    from trainer.optim import OptimConfig
+    from trainer.optim_config import OptimConfig
 
     start_world()
     settings = resolve(

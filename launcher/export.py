@@ -1,8 +1,10 @@
-"""A run or a checkpoint in, a Hugging Face folder out: what `cloze export` does."""
+"""`cloze export RUN FOLDER`: a run or a checkpoint in, a Hugging Face folder out."""
 
+import argparse
 import json
 import tempfile
 from pathlib import Path
+from typing import get_args
 
 from model.hf import export_hf
 from model.hf_classes import Kind, export_class
@@ -11,6 +13,24 @@ from trainer.checkpoint_files import list_checkpoints, problems_of, read_state
 from trainer.config import config_from
 from trainer.partitions import EMA
 from trainer.saved_tensors import SavedPart, SavedTensors
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "source", type=Path, help="run (its newest intact checkpoint), or checkpoint"
+    )
+    parser.add_argument("folder", type=Path, help="new folder to write")
+    what = "the transformers class it is for (default: the one with the most heads)"
+    parser.add_argument("--as", dest="kind", choices=get_args(Kind), help=what)
+    average = "the average of the weights over the steps (optim.ema_decay), not the last ones"
+    parser.add_argument("--ema", action="store_true", help=average)
+
+
+def run(options: argparse.Namespace) -> int:
+    """ValueError and OSError say what is wrong."""
+    checkpoint = export(options.source, options.folder, options.kind, averaged=options.ema)
+    print(f"{checkpoint} -> {options.folder}")
+    return 0
 
 
 def export(source: Path, target: Path, kind: Kind | None = None, *, averaged: bool = False) -> Path:

@@ -18,7 +18,8 @@ from model.config import ModelConfig
 from model.weights import build_empty, fresh_weights
 from trainer.ds import resolve
 from trainer.engine import NamedState, build_engine, start_world, step, stop_world
-from trainer.optim import OptimConfig, parameter_groups
+from trainer.optim import parameter_groups
+from trainer.optim_config import OptimConfig
 
 VOCAB_SIZE, STEPS = 360, 3
 # Odd sizes do not divide by the ranks: ZeRO pads them.

@@ -29,7 +29,8 @@ from trainer.engine import (
     step,
     stop_world,
 )
-from trainer.optim import OptimConfig, state_numel
+from trainer.optim import state_numel
+from trainer.optim_config import OptimConfig
 from trainer.state import TrainState
 from trainer.world import World
 

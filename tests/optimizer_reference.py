@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import torch
 
-from trainer.optim import OptimConfig
+from trainer.optim_config import OptimConfig
 
 Tensors = dict[str, torch.Tensor]
 

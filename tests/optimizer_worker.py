@@ -24,7 +24,7 @@ from trainer.engine import (
     step,
     stop_world,
 )
-from trainer.optim import OptimConfig
+from trainer.optim_config import OptimConfig
 from trainer.world import World
 
 VOCAB = 60

@@ -14,7 +14,8 @@ from model.weights import build, build_empty, fresh_weights, parameter_shapes
 from trainer import engine as engines
 from trainer.ds import read_deepspeed_json, resolve
 from trainer.engine import NamedState, build_engine, set_accumulation, start_world, step, stop_world
-from trainer.optim import OptimConfig, parameter_groups
+from trainer.optim import parameter_groups
+from trainer.optim_config import OptimConfig
 
 VOCAB = 200
 CONFIG = ModelConfig(

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from support import ROOT
 
-from launcher.cli import parse, prepare_config
+from launcher.cli import parse
+from launcher.prepare import prepare_config
 from launcher.train import add_train_arguments
 from trainer.config import load_config
 from trainer.ds import read_deepspeed_json

@@ -11,7 +11,7 @@ from support import ROOT, tiny_preset
 
 from trainer.config import FREE_TO_CHANGE, differences, load_config, to_dict, to_yaml
 from trainer.ds import read_deepspeed_json, resolve
-from trainer.optim import OptimConfig, lr_at
+from trainer.optim_config import OptimConfig, lr_at
 from trainer.phases import learning_rate_at
 
 PRESETS = sorted(set((ROOT / "configs").glob("*.yaml")) - {ROOT / "configs" / "corpus.yaml"})

@@ -14,7 +14,7 @@ from transformers import AutoModel
 from launcher import cli
 from model.hf import import_hf
 from trainer.muon import newton_schulz, plan_rounds
-from trainer.optim import OptimConfig
+from trainer.optim_config import OptimConfig
 from trainer.partitions import Fragment, Layout, Matrix
 from trainer.saved_tensors import SavedPart, SavedTensors
 

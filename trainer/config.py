@@ -15,7 +15,7 @@ from data.lanes import DataConfig
 from model.config import COMPUTE_FIELDS, ModelConfig
 from trainer.ds import suggestion
 from trainer.guard import GuardConfig
-from trainer.optim import OptimConfig
+from trainer.optim_config import OptimConfig
 from trainer.phases import PhaseConfig, schedules, settings_at
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from data.lanes import DataConfig
-from trainer.optim import OptimConfig, lr_at
+from trainer.optim_config import OptimConfig, lr_at
 
 if TYPE_CHECKING:
     from trainer.config import RunConfig
