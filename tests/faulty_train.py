@@ -6,7 +6,9 @@ file that keeps it from happening again, "after" one that must be there. The pro
 what is patched here is its own functions.
 
 do: kill, stop (SIGSTOP), exit0, segv, raise, sleep (seconds), term, usr1, nan (the loss), spike (the loss times
-1e4), gil (the interpreter stuck). UNPROTECTED, in the environment too, names a protection to switch off.
+1e4), gil (the interpreter stuck), oom (takes all memory of the control group `cgroup`). Other variables:
+FULL_DISK and FULL_DISK_STEP, BROKEN_DISK_STEP, FLIP_STEP, NAN_STEP, CLOCK_SKEW (seconds that time.time is
+wrong by), JOIN_SECONDS (of waiting for the other processes). UNPROTECTED names a protection to switch off.
 """
 
 import ctypes
@@ -59,6 +61,9 @@ def act(fault: dict[str, Any]) -> None:
         raise RuntimeError("a planned fault")
     elif fault["do"] == "sleep":
         time.sleep(fault["seconds"])
+    elif fault["do"] == "oom":
+        Path(fault["cgroup"], "cgroup.procs").write_text(str(os.getpid()))
+        _ = [bytearray(os.urandom(1 << 20)) for _ in range(1 << 12)]
     elif fault["do"] == "gil":
         ctypes.PyDLL(None).sleep(3600)
 
@@ -107,6 +112,32 @@ def fill_disk(rank: int, step: int) -> None:
     saver.write_part = failing
 
 
+def break_disk(step: int) -> None:
+    """Of rank 1's files for that step's checkpoint none can be forced to disk."""
+    fsync = os.fsync
+
+    def failing(descriptor: int) -> None:
+        path = os.readlink(f"/proc/self/fd/{descriptor}")
+        if RANK == 1 and f"step-{step:08d}" in path:
+            raise OSError(5, "Input/output error", path)
+        fsync(descriptor)
+
+    os.fsync = failing
+
+
+def set_clock_wrong(seconds: float) -> None:
+    now = time.time
+    time.time = lambda: now() + seconds
+
+
+def wait_less_for_others(seconds: float) -> None:
+    from datetime import timedelta
+
+    import trainer.world as world
+
+    world.LEAST_COLLECTIVE_TIMEOUT = timedelta(seconds=seconds)
+
+
 def flip_a_weight(step: int) -> None:
     """One bit of a weight that rank 1 computes with."""
     import torch
@@ -153,6 +184,12 @@ if any(fault["do"] in ("nan", "spike") for fault in PLAN):
     patch_losses()
 if "FULL_DISK" in os.environ:
     fill_disk(int(os.environ["FULL_DISK"]), int(os.environ["FULL_DISK_STEP"]))
+if "BROKEN_DISK_STEP" in os.environ:
+    break_disk(int(os.environ["BROKEN_DISK_STEP"]))
+if "CLOCK_SKEW" in os.environ:
+    set_clock_wrong(float(os.environ["CLOCK_SKEW"]))
+if "JOIN_SECONDS" in os.environ:
+    wait_less_for_others(float(os.environ["JOIN_SECONDS"]))
 if "FLIP_STEP" in os.environ:
     flip_a_weight(int(os.environ["FLIP_STEP"]))
 if "NAN_STEP" in os.environ:
