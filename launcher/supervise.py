@@ -56,20 +56,33 @@ def supervise(arguments: list[str], processes: int, run_dir: Path, restarts: int
     with tempfile.TemporaryDirectory(prefix="cloze-status-") as folder:
         while True:
             before = _newest_step(run_dir)
+            num_oom_kills = _num_oom_kills()
             start = Start(launch_command(arguments, processes), Path(folder), processes)
             status = start.wait()
+            if start.killed_ranks and _num_oom_kills() > num_oom_kills:
+                _say(
+                    "the kernel has killed a process because memory ran out (ranks that left without a word: "
+                    f"{', '.join(map(str, start.killed_ranks))}): give the job more memory, a smaller "
+                    "micro_batch_size, or fewer processes on this machine"
+                )
             in_vain = 0 if _newest_step(run_dir) > before else in_vain + 1
             if status in NOT_TO_REPEAT or start.asked_to_stop:
                 return status
             if in_vain > restarts:
                 if restarts:
-                    print(
-                        f"cloze: no new checkpoint in {in_vain} starts: giving up (status {status})",
-                        file=sys.stderr,
-                        flush=True,
-                    )
+                    _say(f"no new checkpoint in {in_vain} starts: giving up (status {status})")
                 return status
-            print(f"cloze: ended with status {status}; starting again", file=sys.stderr, flush=True)
+            _say(f"ended with status {status}; starting again")
+
+
+def _say(message: str) -> None:
+    print(f"cloze: {message}", file=sys.stderr, flush=True)
+
+
+def _num_oom_kills() -> int:
+    """Processes that this machine's kernel has killed for want of memory since it was started."""
+    words = _read(Path("/proc/vmstat")).split()
+    return int(words[words.index("oom_kill") + 1]) if "oom_kill" in words else 0
 
 
 def _newest_step(run_dir: Path) -> int:
@@ -81,6 +94,7 @@ class Start:
 
     def __init__(self, command: list[str], folder: Path, processes: int) -> None:
         self.asked_to_stop = False
+        self.killed_ranks: list[int] = []  # that left without a word, of those that had begun
         self._files = [folder / f"rank-{rank}" for rank in range(processes)]
         for file in self._files:
             file.unlink(missing_ok=True)
@@ -108,6 +122,8 @@ class Start:
             elif time.monotonic() - alone_since > ALONE_SECONDS:
                 self._end({*family, self._process.pid})
         self._end(family)
+        words = map(_read, self._files)
+        self.killed_ranks = [rank for rank, word in enumerate(words) if word.startswith("pid")]
         return self._status(self._process.returncode)
 
     def _status(self, returncode: int) -> int:

@@ -1,7 +1,11 @@
 """Ranks that hang, die and leave: who it was is said, nobody stays behind, and the run goes on by itself."""
 
 import json
+import os
+import re
 import subprocess
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -80,6 +84,36 @@ def test_a_rank_that_dies_is_no_success_and_the_run_goes_on(
     assert "starting again" in result.stderr
     assert curve(tmp_path / "run") == unbroken
     assert [line["resumed_step"] for line in ledger(tmp_path / "run", "start")] == [0, 6]
+
+
+@pytest.fixture
+def small_memory() -> Iterator[Path]:
+    """A control group whose processes may take 32 MB more."""
+    root = Path("/sys/fs/cgroup/memory")  # the first version's; else the second's
+    old = root.is_dir()
+    group = (root if old else root.parent) / f"cloze-test-{os.getpid()}"
+    limit = group / ("memory.limit_in_bytes" if old else "memory.max")
+    try:
+        group.mkdir()
+        limit.write_text(str(32 << 20))
+    except OSError as error:
+        pytest.skip(f"a control group that limits memory cannot be made here: {error}")
+    yield group
+    while (group / "cgroup.procs").read_text():
+        time.sleep(0.1)
+    group.rmdir()
+
+
+def test_memory_that_runs_out_is_said_and_the_run_goes_on(
+    small_memory: Path, unbroken: list[tuple], tiny_dataset: Path, tmp_path: Path
+) -> None:
+    preset = tiny_preset(tmp_path, tiny_dataset, steps=STEPS)
+    fault = {"rank": 1, "step": 8, "at": "backward", "do": "oom", "once": str(tmp_path / "once")}
+    result = cloze_train(preset, [fault | {"cgroup": str(small_memory)}])
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "because memory ran out" in result.stderr
+    assert re.search(r"without a word: (0, )?1\): give the job more memory", result.stderr)
+    assert curve(tmp_path / "run") == unbroken
 
 
 def test_one_process_that_leaves_with_0_is_no_success(tiny_dataset: Path, tmp_path: Path) -> None:
