@@ -25,11 +25,12 @@ from trainer.exit_status import (
     NOT_TO_REPEAT,
     PREEMPTED,
     STORAGE,
+    UNAVAILABLE,
 )  # fmt: skip
 from trainer.stopping import PLANNED
 from trainer.watchdog import PR_SET_PDEATHSIG, STATUS_FILE
 
-WORST_FIRST = (DIVERGED, CONFIG, STORAGE, HUNG, BUG, PREEMPTED)
+WORST_FIRST = (DIVERGED, CONFIG, STORAGE, HUNG, BUG, UNAVAILABLE, PREEMPTED)
 LOOK_SECONDS = 0.2
 ALONE_SECONDS = 15.0  # for the other ranks to notice that one is gone; then they are ended
 SHUTDOWN_SECONDS = 3600  # torchrun waits so long for ranks that save after a signal

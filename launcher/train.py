@@ -13,13 +13,14 @@ import signal
 import sys
 import traceback
 import warnings
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NoReturn
 
 from trainer.activity import Activity
 from trainer.exit_status import BUG, DONE, PREEMPTED, exit_status_of
 from trainer.stopping import StopRequest
-from trainer.watchdog import PR_SET_PDEATHSIG, STATUS_FILE
+from trainer.watchdog import PR_SET_PDEATHSIG, STATUS_FILE, watch
 
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,16 +53,18 @@ def train_here(preset: Path, overrides: list[str], *, new_phase: bool = False) -
     die_with_launcher()
     tell_supervisor(f"pid {os.getpid()}")
     try:
-        from trainer.config import load_config  # torch and all: after the signals
+        from trainer.config import load_config  # takes a while: after the signals
 
         config = load_config(preset, overrides)
-        _settle_deepspeed()
-        # takes seconds: not before the preset is known to be right
-        from trainer.engine import stop_world
-        from trainer.loop import train
+        with ExitStack() as stack:
+            watch(stack, activity, Path(config.dir), config.hang_timeout_seconds)
+            _settle_deepspeed()
+            # takes seconds: not before the preset is known to be right
+            from trainer.engine import stop_world
+            from trainer.loop import train
 
-        status = train(config, activity, stop, new_phase=new_phase)
-        stop_world()
+            status = train(config, activity, stop, new_phase=new_phase)
+            stop_world()
     except Exception as error:
         return report(error)
     return PREEMPTED if status == "preempted" else DONE

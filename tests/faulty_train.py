@@ -1,9 +1,9 @@
 """launcher.train with faults: `python tests/faulty_train.py PRESET ...`, as FAULT_PLAN in the environment says.
 
 FAULT_PLAN is a JSON list of {"rank", "step", "at", "do", ...}: when that rank is about to do `at` (an activity
-of trainer.activity) in the step after `step` completed ones, it does `do`, for `times` steps; "once" names a
-file that keeps it from happening again, "after" one that must be there. The program itself has no hooks:
-what is patched here is its own functions.
+of trainer.activity; "join": the other processes) in the step after `step` completed ones, it does `do`, for
+`times` steps; "once" names a file that keeps it from happening again, "after" one that must be there. The
+program itself has no hooks: what is patched here is its own functions.
 
 do: kill, stop (SIGSTOP), exit0, segv, raise, sleep (seconds), term, usr1, nan (the loss), spike (the loss times
 1e4), gil (the interpreter stuck), oom (takes all memory of the control group `cgroup`). Other variables:
@@ -76,6 +76,20 @@ def faulty_enter(self: Activity, name: Any) -> None:
     for fault in PLAN:
         if fault["at"] == name and fault["do"] not in ("nan", "spike") and is_due(fault, self.step):
             act(fault)
+
+
+def patch_join() -> None:
+    import trainer.loop as loop
+
+    start_world = loop.start_world
+
+    def faulty_start(*rest: Any) -> Any:
+        for fault in PLAN:
+            if fault["at"] == "join" and is_due(fault, 0):
+                act(fault)
+        return start_world(*rest)
+
+    loop.start_world = faulty_start
 
 
 def patch_losses() -> None:
@@ -182,6 +196,8 @@ def unprotect(name: str) -> None:
 Activity.enter = faulty_enter  # type: ignore[method-assign]
 if any(fault["do"] in ("nan", "spike") for fault in PLAN):
     patch_losses()
+if any(fault["at"] == "join" for fault in PLAN):
+    patch_join()
 if "FULL_DISK" in os.environ:
     fill_disk(int(os.environ["FULL_DISK"]), int(os.environ["FULL_DISK_STEP"]))
 if "BROKEN_DISK_STEP" in os.environ:

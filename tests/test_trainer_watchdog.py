@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -10,10 +11,11 @@ from pathlib import Path
 
 import pytest
 from support import FAULTY, ROOT, environment, launch, read_metrics, tiny_preset, train_command
-from test_trainer_stopping import curve, ledger, processes_of
+from test_trainer_stopping import curve, ledger, processes_of, wait_for_step
 
+from launcher.supervise import descendants
 from trainer.stragglers import slowest
-from trainer.watchdog import allowed_seconds, explain
+from trainer.watchdog import allowed_seconds, explain, process_state
 
 STEPS = 14
 SECONDS = 4.0  # hang_timeout_seconds of these tests
@@ -26,17 +28,17 @@ def unbroken(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> li
     return curve(folder / "run")
 
 
+def faulty_command(preset: Path) -> list[str]:
+    cloze = train_command(1, [str(ROOT / "tests" / "faulty_cli.py")])
+    return [*cloze, str(preset), "--processes", "2"]
+
+
 def cloze_train(
     preset: Path, faults: list[dict], **variables: str
 ) -> subprocess.CompletedProcess[str]:
     """`cloze train` on two processes, with faults."""
     return subprocess.run(
-        [
-            *train_command(1, [str(ROOT / "tests" / "faulty_cli.py")]),
-            str(preset),
-            "--processes",
-            "2",
-        ],
+        faulty_command(preset),
         cwd=ROOT,
         env={**environment(), "FAULT_PLAN": json.dumps(faults), **variables},
         capture_output=True,
@@ -71,6 +73,45 @@ def test_a_rank_that_hangs_is_named_and_the_run_goes_on(
     assert (hung["status"], hung["exit_status"], done["status"]) == ("hung", 124, "done")
     assert curve(tmp_path / "run") == unbroken
     assert not any((tmp_path / "run").glob("stalls/*/*"))
+
+
+def test_a_rank_that_is_stopped_before_it_has_joined(tiny_dataset: Path, tmp_path: Path) -> None:
+    """And the launcher is killed: its processes end all the same, by themselves."""
+    preset = tiny_preset(tmp_path, tiny_dataset, steps=STEPS, hang_timeout_seconds=2)
+    plan = json.dumps([{"rank": 1, "step": 0, "at": "join", "do": "stop"}])
+    process = subprocess.Popen(
+        faulty_command(preset), cwd=ROOT, env={**environment(), "FAULT_PLAN": plan}
+    )
+    deadline = time.monotonic() + 100
+    while not (stopped := [p for p in descendants(process.pid) if process_state(p) == "T"]):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    while (left := processes_of(str(preset))) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert left == [] and len(stopped) == 1
+
+
+def test_a_job_that_was_suspended_is_no_hang(
+    unbroken: list[tuple], tiny_dataset: Path, tmp_path: Path
+) -> None:
+    """As by `scontrol suspend`: all of its processes, for longer than a hang may last."""
+    preset = tiny_preset(tmp_path, tiny_dataset, steps=STEPS, hang_timeout_seconds=2)
+    plan = [{"rank": "all", "step": 5, "at": "data", "do": "sleep", "seconds": 1}]
+    process = subprocess.Popen(
+        faulty_command(preset), cwd=ROOT, env={**environment(), "FAULT_PLAN": json.dumps(plan)}
+    )
+    wait_for_step(tmp_path / "run", 5)
+    family = [process.pid, *descendants(process.pid)]
+    for pid in family:
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(8)
+    for pid in family:
+        os.kill(pid, signal.SIGCONT)
+    assert process.wait(timeout=200) == 0
+    assert len(ledger(tmp_path / "run", "start")) == 1
+    assert curve(tmp_path / "run") == unbroken
 
 
 @pytest.mark.parametrize("do", ["kill", "segv", "exit0", "raise"])

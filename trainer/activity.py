@@ -19,7 +19,7 @@ Name = Literal[
 ]
 NAMES: tuple[Name, ...] = get_args(Name)  # within a step in this order: see trainer.watchdog
 OF_A_STEP = ("counts", "forward", "backward", "optimizer")
-HEARTBEAT = struct.Struct("=qqdd")  # step, activity, since (monotonic), longest step in seconds
+HEARTBEAT = struct.Struct("=qqdd16s")  # as Heartbeat
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Heartbeat:
     activity: Name
     since: float  # time.monotonic(), which all processes of a machine share
     longest_step_seconds: float
+    job: str  # the ledger's name of this job; empty until all ranks know it
 
 
 class Activity:
@@ -38,7 +39,7 @@ class Activity:
         self.descriptor = os.memfd_create("cloze-heartbeat")
         os.ftruncate(self.descriptor, HEARTBEAT.size)
         self._memory = mmap.mmap(self.descriptor, HEARTBEAT.size)
-        self.step, self.longest_step_seconds = 0, 0.0
+        self.step, self.longest_step_seconds, self.job = 0, 0.0, ""
         self.current: Name = "startup"
         age = _age_of_this_process()
         self.process_began = time.time() - age
@@ -82,13 +83,13 @@ class Activity:
     def _beat(self) -> None:
         HEARTBEAT.pack_into(
             self._memory, 0, self.step, NAMES.index(self.current), self._since,
-            self.longest_step_seconds,
+            self.longest_step_seconds, self.job.encode(),
         )  # fmt: skip
 
 
 def read_heartbeat(memory: mmap.mmap) -> Heartbeat:
-    step, activity, since, longest = HEARTBEAT.unpack_from(memory, 0)
-    return Heartbeat(step, NAMES[activity], since, longest)
+    step, activity, since, longest, job = HEARTBEAT.unpack_from(memory, 0)
+    return Heartbeat(step, NAMES[activity], since, longest, job.rstrip(b"\0").decode())
 
 
 def _age_of_this_process() -> float:

@@ -16,6 +16,7 @@ from deepspeed.runtime import compiler
 
 from model.pretraining import ForPreTraining
 from model.weights import stacked_matrices
+from trainer.exit_status import NotJoined
 from trainer.named_state import MASTER, Engine, NamedState
 from trainer.optim import build_optimizer
 from trainer.optim_config import OptimConfig
@@ -26,7 +27,8 @@ from trainer.world import LEAST_COLLECTIVE_TIMEOUT, World, device_of, read_envir
 def start_world(timeout: timedelta = LEAST_COLLECTIVE_TIMEOUT) -> World:
     """Join the process group (NCCL on GPUs, gloo on CPUs). A single process needs no launcher.
 
-    timeout: of every collective, and of waiting for the other processes.
+    timeout: of every collective, and of waiting for the other processes. NotJoined when some do not come, or
+    the port of MASTER_PORT is taken.
     """
     rank, size, local_rank = read_environment()
     device = device_of(local_rank)
@@ -37,7 +39,15 @@ def start_world(timeout: timedelta = LEAST_COLLECTIVE_TIMEOUT) -> World:
     _leave_out_shared_memory_op()
     backend = "nccl" if device.type == "cuda" else "gloo"
     # MASTER_PORT 0 lets a single process take any free port.
-    dist.init_process_group(backend, timeout=timeout)
+    try:
+        dist.init_process_group(backend, timeout=timeout)
+    except RuntimeError as error:
+        place = f"{os.environ['MASTER_ADDR']}, port {os.environ['MASTER_PORT']}"
+        raise NotJoined(
+            f"rank {rank} of {size} could not join the others at {place}: {error}. Each of the {size} "
+            f"processes has to be started within {timeout.total_seconds():.0f} s, with the same MASTER_ADDR "
+            "and MASTER_PORT; the port must be free on the first machine, and open to the others"
+        ) from error
     deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)
     if dist.get_world_size() != size:
         raise RuntimeError(f"{size} processes were started, {dist.get_world_size()} joined")

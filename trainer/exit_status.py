@@ -4,6 +4,7 @@ from typing import Literal
 
 Status = Literal["done", "preempted", "failed", "diverged", "hung"]
 DONE = 0
+UNAVAILABLE = 69  # other processes of the job, or the way to them, were not there
 BUG = 70  # an error that is none of the others
 STORAGE = 74  # a disk: full, read-only, broken
 PREEMPTED = 75  # asked to stop, and saved: the same command goes on
@@ -17,9 +18,15 @@ class Diverged(ValueError):
     """The loss cannot be brought back: another learning rate, or other data, is needed."""
 
 
+class NotJoined(RuntimeError):
+    """The processes of a job have not found each other."""
+
+
 def exit_status_of(error: BaseException) -> int:
     if isinstance(error, Diverged):
         return DIVERGED
+    if isinstance(error, NotJoined):
+        return UNAVAILABLE
     if isinstance(error, OSError):
         return STORAGE
     return CONFIG if isinstance(error, ValueError) else BUG

@@ -32,7 +32,7 @@ from trainer.state import TrainState
 from trainer.stopping import StopRequest
 from trainer.stragglers import Stragglers
 from trainer.stretch import Stretch, known_damage, merged
-from trainer.watchdog import STALLS, watch
+from trainer.watchdog import STALLS
 from trainer.world import World
 
 
@@ -56,10 +56,9 @@ def begin_job(
     dataset, model, weights, deepspeed = prepare(run, world, stack)
     ledger = stack.enter_context(Ledger(run_dir, activity, is_main=world.is_main))
     stop.set_time_limit(activity.process_began, run.time_limit_minutes)
-    job_id = world.broadcast(ledger.job)
     if world.is_main:
         shutil.rmtree(run_dir / STALLS, ignore_errors=True)  # notes of a job that hung
-    watch(stack, activity, run_dir, job_id, (world.rank, world.size), run.hang_timeout_seconds)
+    activity.job = world.broadcast(ledger.job)
     engine = build_engine(model, weights(), run.optim, deepspeed, world.device)
     named = NamedState(engine)
     state = resume(run, dataset, named, world)

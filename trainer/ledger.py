@@ -15,6 +15,7 @@ from typing import Any, Self
 
 from trainer.activity import Activity
 from trainer.exit_status import DONE, PREEMPTED, Diverged, Status, exit_status_of
+from trainer.watchdog import is_explained
 
 LEDGER_FILE = "jobs.jsonl"
 PROGRESS_SECONDS = 5.0  # between two lines of progress
@@ -43,7 +44,7 @@ class Ledger:
     ) -> None:
         if error is None:
             self.end(self.status, PREEMPTED if self.status == "preempted" else DONE)
-        else:
+        elif not is_explained(self.path.parent, self.job):
             status: Status = "diverged" if isinstance(error, Diverged) else "failed"
             self.end(status, exit_status_of(error), str(error))
         if self._file:

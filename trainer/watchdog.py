@@ -2,7 +2,8 @@
 
 A rank that waits for another in a collective looks exactly like one that hangs. So a rank whose activity
 has not changed for half the timeout leaves a note in the run's folder; when the time is over the notes are
-compared, and the rank that is furthest behind is named. In a healthy run nothing is ever written.
+compared, and the rank that is furthest behind is named. In a healthy run nothing is ever written. Before the
+ranks have found each other, each is watched for itself.
 
 python -m trainer.watchdog: started by `watch`, ends with its rank. Imports the standard library alone.
 """
@@ -28,25 +29,24 @@ from trainer.exit_status import HUNG
 LONG_ACTIVITIES = {"startup", "save", "rewind", "eval"}  # may take several times longer than a step
 PATIENCE = 10  # with those, and with steps: so many times the longest step so far
 LOOK_SECONDS = 0.5
+SUSPENDED_SECONDS = (
+    5.0  # later than that with a look: the job as a whole was suspended (scontrol suspend)
+)
 NOTES_SECONDS = 2.0  # the other ranks' notes are waited for
 STALLS = "stalls"
+SAID = "said"  # a file beside the notes: the hang is explained, and in the ledger
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 STATUS_FILE = "CLOZE_STATUS_FILE"  # environment: where each rank leaves its exit status
 
 
-def watch(
-    stack: ExitStack,
-    activity: Activity,
-    run_dir: Path,
-    job: str,
-    place: tuple[int, int],
-    timeout_seconds: float,
-) -> None:
-    """Start this rank's watchdog; it is stopped with `stack`. place: rank, world size."""
+def watch(stack: ExitStack, activity: Activity, run_dir: Path, timeout_seconds: float) -> None:
+    """Start this process's watchdog; it is stopped with `stack`."""
     faulthandler.register(signal.SIGQUIT, all_threads=True)  # in C: works while Python is stuck
-    rank, world_size = place
+    rank, world_size = (
+        os.environ.get(name, one) for name, one in (("RANK", "0"), ("WORLD_SIZE", "1"))
+    )
     command = [
-        sys.executable, "-m", "trainer.watchdog", str(run_dir), f"--job={job}", f"--rank={rank}",
+        sys.executable, "-m", "trainer.watchdog", str(run_dir), f"--rank={rank}",
         f"--world-size={world_size}", f"--timeout={timeout_seconds}", f"--pid={os.getpid()}",
         f"--heartbeat={activity.descriptor}",
     ]  # fmt: skip
@@ -65,22 +65,28 @@ def watch(
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("run_dir", type=Path)
-    parser.add_argument("--job")
     for name in ("rank", "world-size", "pid", "heartbeat"):
         parser.add_argument(f"--{name}", type=int)
     parser.add_argument("--timeout", type=float)
     options = parser.parse_args()
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     memory = mmap.mmap(options.heartbeat, HEARTBEAT.size, prot=mmap.PROT_READ)
-    folder = options.run_dir / STALLS / options.job
     noted: dict[str, Any] | None = None
+    looked = resumed = time.monotonic()
     while os.getppid() == options.pid:
         time.sleep(LOOK_SECONDS)
+        now = time.monotonic()
+        if now - looked > LOOK_SECONDS + SUSPENDED_SECONDS:
+            resumed = now
+        looked = now
         beat = read_heartbeat(memory)
+        folder = options.run_dir / STALLS / beat.job if beat.job else None
+        stalled = now - max(beat.since, resumed)
         limit = allowed_seconds(beat.activity, beat.longest_step_seconds, options.timeout)
-        stalled = time.monotonic() - beat.since
+        if stalled > options.timeout and process_state(options.pid) == "T":
+            limit = options.timeout  # whatever it was doing
         if stalled < limit / 2:
-            if noted is not None:
+            if noted is not None and folder:
                 (folder / _name(options.rank)).unlink(missing_ok=True)
             noted = None
         elif noted is None or stalled > limit:
@@ -89,9 +95,12 @@ def main() -> None:
                 "step": beat.step, "activity": beat.activity, "seconds": round(stalled, 1),
                 "process_state": process_state(options.pid),
             }  # fmt: skip
-            _leave_note(folder, noted)
-        if stalled > limit:
-            give_up(options, folder)
+            if folder:
+                _leave_note(folder, noted)
+        if noted and stalled > limit:
+            time.sleep(NOTES_SECONDS)
+            if read_heartbeat(memory) == beat:
+                give_up(options, folder, noted)
 
 
 def allowed_seconds(activity: str, longest_step_seconds: float, timeout: float) -> float:
@@ -121,24 +130,42 @@ def _leave_note(folder: Path, note: dict[str, Any]) -> None:
     os.replace(path.with_suffix(".tmp"), path)
 
 
-def give_up(options: argparse.Namespace, folder: Path) -> None:
-    """Show where the rank is, explain, and end it; its launcher then ends the others."""
-    time.sleep(NOTES_SECONDS)
-    notes = read_notes(folder)
-    os.kill(options.pid, signal.SIGQUIT)  # prints the stack of every thread
-    time.sleep(LOOK_SECONDS)
+def give_up(options: argparse.Namespace, folder: Path | None, noted: dict[str, Any]) -> None:
+    """Show where the rank is, explain, and end it; its launcher then ends the others.
+
+    folder: of all ranks' notes, once there is one. noted: this rank's own.
+    """
+    notes = read_notes(folder) if folder else [noted]
     said = explain(notes, options.world_size)
-    if options.rank == min(note["rank"] for note in notes):
-        print(f"cloze: {said}", file=sys.stderr, flush=True)
+    speaks = folder is None or _is_first(folder / f"{SAID}-{socket.gethostname()}")
+    if folder and _is_first(folder / SAID):
         line = {
-            "kind": "end", "job": options.job, "time": time.time(), "status": "hung",
+            "kind": "end", "job": folder.name, "time": time.time(), "status": "hung",
             "step": max(note["step"] for note in notes), "exit_status": HUNG, "message": said,
         }  # fmt: skip
         with (options.run_dir / "jobs.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+    os.kill(options.pid, signal.SIGQUIT)  # prints the stack of every thread
+    time.sleep(LOOK_SECONDS)
+    if speaks:
+        print(f"cloze: {said}", file=sys.stderr, flush=True)
     if status_file := os.environ.get(STATUS_FILE):
         Path(f"{status_file}-{options.rank}").write_text(str(HUNG), encoding="ascii")
     os.kill(options.pid, signal.SIGKILL)
+
+
+def _is_first(path: Path) -> bool:
+    """Whether nobody has made this file before."""
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+    except FileExistsError:
+        return False
+    return True
+
+
+def is_explained(run_dir: Path, job: str) -> bool:
+    """Whether a watchdog has said that this job hangs: what befalls a rank afterwards follows from that."""
+    return (run_dir / STALLS / job / SAID).exists()
 
 
 def read_notes(folder: Path) -> list[dict[str, Any]]:
@@ -157,6 +184,8 @@ def explain(notes: list[dict[str, Any]], world_size: int) -> str:
         guilty, why = stopped, "its process was stopped by a signal"
     elif len(late) < len(notes):
         guilty, why = late, "the others wait for it"
+    elif len(notes) == 1 < world_size:
+        guilty, why = notes, "no other rank has left word that it waits"
     else:
         guilty, why = notes, "all ranks are at the same place: the network, or a shared disk?"
     lines = [f"the run hangs: {', '.join(map(_describe, guilty))}; {why}"]
