@@ -79,28 +79,39 @@ def main() -> None:
         if now - looked > LOOK_SECONDS + SUSPENDED_SECONDS:
             resumed = now
         looked = now
-        beat = read_heartbeat(memory)
-        folder = options.run_dir / STALLS / beat.job if beat.job else None
-        stalled = now - max(beat.since, resumed)
-        limit = allowed_seconds(beat.activity, beat.longest_step_seconds, options.timeout)
-        if stalled > options.timeout and process_state(options.pid) == "T":
-            limit = options.timeout  # whatever it was doing
-        if stalled < limit / 2:
-            if noted is not None and folder:
-                (folder / _name(options.rank)).unlink(missing_ok=True)
-            noted = None
-        elif noted is None or stalled > limit:
-            noted = {
-                "rank": options.rank, "host": socket.gethostname(), "pid": options.pid,
-                "step": beat.step, "activity": beat.activity, "seconds": round(stalled, 1),
-                "process_state": process_state(options.pid),
-            }  # fmt: skip
-            if folder:
-                _leave_note(folder, noted)
-        if noted and stalled > limit:
-            time.sleep(NOTES_SECONDS)
-            if read_heartbeat(memory) == beat:
-                give_up(options, folder, noted)
+        noted = look(options, memory, noted, resumed)
+
+
+def look(
+    options: argparse.Namespace, memory: mmap.mmap, noted: dict[str, Any] | None, resumed: float
+) -> dict[str, Any] | None:
+    """Note, or give up, a rank that stands still. noted: what was noted before; returns what is now.
+
+    resumed: when the job was last resumed; time before that does not count.
+    """
+    beat = read_heartbeat(memory)
+    folder = options.run_dir / STALLS / beat.job if beat.job else None
+    stalled = time.monotonic() - max(beat.since, resumed)
+    limit = allowed_seconds(beat.activity, beat.longest_step_seconds, options.timeout)
+    if stalled > options.timeout and process_state(options.pid) == "T":
+        limit = options.timeout  # whatever it was doing
+    if stalled < limit / 2:
+        if noted is not None and folder:
+            (folder / _name(options.rank)).unlink(missing_ok=True)
+        return None
+    if noted is None or stalled > limit:
+        noted = {
+            "rank": options.rank, "host": socket.gethostname(), "pid": options.pid,
+            "step": beat.step, "activity": beat.activity, "seconds": round(stalled, 1),
+            "process_state": process_state(options.pid),
+        }  # fmt: skip
+        if folder:
+            _leave_note(folder, noted)
+    if stalled > limit:
+        time.sleep(NOTES_SECONDS)
+        if read_heartbeat(memory) == beat:
+            give_up(options, folder, noted)
+    return noted
 
 
 def allowed_seconds(activity: str, longest_step_seconds: float, timeout: float) -> float:
