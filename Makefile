@@ -15,8 +15,8 @@ TEXT ?= demo/corpus/python_docs.jsonl
 demo: .venv/.installed    ## raw text to a Hugging Face folder, on two CPU processes, in minutes
 	$(BIN)/python -m launcher.demo
 
-test: .venv/.installed    ## the whole test suite
-	$(BIN)/python -m pytest
+test: .venv/.installed    ## the whole test suite, two files at a time
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 check: .venv/.installed   ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .

@@ -57,6 +57,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     from launcher.train import _settle_deepspeed
     from trainer import loop
     from trainer.config import load_config
+    from trainer.engine import start_world
     from trainer.stopping import StopRequest
 
     _settle_deepspeed()
@@ -73,7 +74,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             ],
         )  # fmt: skip
         loop.between_steps = _without_the_end(loop.between_steps, run.steps)
-        loop.train(run, activity, StopRequest())
+        loop.train(run, start_world(), activity, StopRequest())
         newest = max(Path(folder, "run").glob("checkpoints/step-*"), default=Path(folder))
         megabytes = sum(p.stat().st_size for p in newest.rglob("*") if p.is_file()) / 1e6
     seconds = {name: ended[name] - warm[name] for name in activity.seconds}

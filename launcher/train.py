@@ -60,10 +60,13 @@ def train_here(preset: Path, overrides: list[str], *, new_phase: bool = False) -
             watch(stack, activity, Path(config.dir), config.hang_timeout_seconds)
             _settle_deepspeed()
             # takes seconds: not before the preset is known to be right
-            from trainer.engine import stop_world
+            from trainer.engine import start_world, stop_world
             from trainer.loop import train
+            from trainer.world import collective_timeout
 
-            status = train(config, activity, stop, new_phase=new_phase)
+            with stop.leaving_at_once(leave):
+                world = start_world(collective_timeout(config.hang_timeout_seconds))
+            status = train(config, world, activity, stop, new_phase=new_phase)
             stop_world()
     except Exception as error:
         return report(error)

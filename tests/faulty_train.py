@@ -79,9 +79,9 @@ def faulty_enter(self: Activity, name: Any) -> None:
 
 
 def patch_join() -> None:
-    import trainer.loop as loop
+    import trainer.engine as engine
 
-    start_world = loop.start_world
+    start_world = engine.start_world
 
     def faulty_start(*rest: Any) -> Any:
         for fault in PLAN:
@@ -89,7 +89,7 @@ def patch_join() -> None:
                 act(fault)
         return start_world(*rest)
 
-    loop.start_world = faulty_start
+    engine.start_world = faulty_start
 
 
 def patch_losses() -> None:

@@ -74,21 +74,23 @@ def workers_of(preset: str) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("stage", "precision"),
+    ("stage", "precision", "optimizer"),
     [
-        ("zero0", "fp32"),
-        ("zero1", "bf16"),
-        ("zero2", "bf16"),
-        ("zero3", "bf16"),
-        ("zero3_offload", "fp32"),
+        ("zero0", "fp32", "adamw"),
+        ("zero1", "bf16", "lamb"),
+        ("zero2", "bf16", "adamw"),
+        ("zero2", "fp32", "muon"),
+        ("zero3", "bf16", "adamw"),
+        ("zero3_offload", "fp32", "adamw"),
     ],
 )
 def test_killed_at_three_steps_and_bitwise_the_same(
-    stage: str, precision: str, tiny_dataset: Path, tmp_path: Path
+    stage: str, precision: str, optimizer: str, tiny_dataset: Path, tmp_path: Path
 ) -> None:
     changes = {
         "steps": STEPS,
         "precision": precision,
+        "optim": {"name": optimizer, "ema_decay": None if optimizer == "adamw" else 0.9},
         "deepspeed": str(ROOT / "ds_configs" / f"{stage}.json"),
     }
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"

@@ -3,12 +3,22 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
-from support import FAULTY, ROOT, environment, launch, read_metrics, tiny_preset, train_command
+from support import (
+    FAULTY,
+    ROOT,
+    environment,
+    free_port,
+    launch,
+    read_metrics,
+    tiny_preset,
+    train_command,
+)
 
 from trainer.checkpoint_files import list_checkpoints, problems_of, step_of
 from trainer.stopping import StopRequest
@@ -146,6 +156,35 @@ def test_a_stop_file(tiny_dataset: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "STOP").exists()
     (newest,) = list_checkpoints(tmp_path / "run")
     assert problems_of(newest) == []
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_a_rank_that_waits_for_the_others_leaves_at_once(
+    early: bool, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    """There is nothing to save; and the others may never come. early: the signal is there before it waits."""
+    preset = tiny_preset(tmp_path, tiny_dataset)
+    port = free_port()
+    place = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+    plan = [{"rank": 0, "step": 0, "at": "join", "do": "term"}] if early else []
+    process = subprocess.Popen(
+        [*train_command(1, FAULTY), str(preset)],
+        cwd=ROOT, stderr=subprocess.PIPE, text=True,
+        env={**environment(), **place, "MASTER_PORT": str(port), "FAULT_PLAN": json.dumps(plan)},
+    )  # fmt: skip
+    if not early:
+        while not is_listened_to(port):
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGUSR1)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 75, stderr
+    assert "asked to stop before the first step" in stderr
+
+
+def is_listened_to(port: int) -> bool:
+    with socket.socket() as caller:
+        return caller.connect_ex(("127.0.0.1", port)) == 0
 
 
 def test_nobody_is_left_when_the_launcher_is_killed(tiny_dataset: Path, tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def test_a_rank_that_hangs_is_named_and_the_run_goes_on(
     (explained,) = [line for line in result.stderr.splitlines() if "the run hangs:" in line]
     assert said in explained and "rank 1 (" in explained
     assert ("stopped by a signal" in explained) == (do == "stop")
-    assert "Current thread" in result.stderr  # the stacks
+    assert "Current thread" in result.stderr or do == "stop"  # the stacks, of those that can
     assert "ended with status 124; starting again" in result.stderr
     hung, done = ledger(tmp_path / "run", "end")
     assert (hung["status"], hung["exit_status"], done["status"]) == ("hung", 124, "done")

@@ -19,7 +19,6 @@ from trainer.engine import (
     gradient_norm,
     set_accumulation,
     set_learning_rate,
-    start_world,
     step,
 )
 from trainer.evaluation import evaluate
@@ -29,7 +28,7 @@ from trainer.phases import learning_rate_at
 from trainer.state import TrainState
 from trainer.stopping import StopRequest
 from trainer.stretch import Stretch, begin_stretch, merged, record_damage
-from trainer.world import World, collective_timeout
+from trainer.world import World
 
 
 class StepCounts(NamedTuple):
@@ -46,14 +45,18 @@ class StepCounts(NamedTuple):
 
 
 def train(
-    run: RunConfig, activity: Activity, stop: StopRequest, *, new_phase: bool = False
+    run: RunConfig,
+    world: World,
+    activity: Activity,
+    stop: StopRequest,
+    *,
+    new_phase: bool = False,
 ) -> Status:
     """Run one pretraining job from its newest checkpoint, or from the start, to `run.steps`. All ranks.
 
     activity, stop: of this process, since its beginning. new_phase: settings of the data that differ from the
     checkpoint's hold from here on. Returns "done", or "preempted": asked to stop, and saved.
     """
-    world = start_world(collective_timeout(run.hang_timeout_seconds))
     with ExitStack() as stack:
         job, state, jumps = begin_job(run, activity, stop, world, stack)
         state, stretch = begin_stretch(run, job.dataset, state, jumps, world, new_phase=new_phase)

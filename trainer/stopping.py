@@ -5,9 +5,15 @@ A handler only notes the signal: whatever is under way (a step, an evaluation, a
 
 import os
 import signal
+import socket
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Thread
 from types import FrameType
+
+from trainer.exit_status import PREEMPTED
 
 PLANNED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 STOP_FILE = "STOP"
@@ -30,6 +36,36 @@ class StopRequest:
         """From now on signals are noted. The same one a second time, a second later, ends the process."""
         for number in PLANNED:
             signal.signal(number, self._note)
+
+    @contextmanager
+    def leaving_at_once(self, leave: Callable[[int], object]) -> Iterator[None]:
+        """Within the block nothing is there to be saved: a signal, also one before it, calls leave(PREEMPTED).
+
+        From a thread: what this process waits for meanwhile, the other ranks, does not let handlers run.
+        """
+        heard, told = socket.socketpair()
+        told.setblocking(False)
+
+        def listen() -> None:
+            while self.reason is None:
+                number = heard.recv(1)
+                if not number:
+                    return
+                if number[0] in PLANNED:
+                    break
+            os.write(2, b"cloze: asked to stop before the first step\n")
+            leave(PREEMPTED)
+
+        thread = Thread(target=listen, name="stop", daemon=True)
+        signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
+        thread.start()
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(-1)
+            told.close()  # the thread reads nothing, and ends
+            thread.join()
+            heard.close()
 
     def set_time_limit(self, began: float, minutes: float | None) -> None:
         """Of this job. began: time.time() of its start. Slurm's own end of the job counts too."""

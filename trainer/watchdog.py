@@ -157,7 +157,7 @@ def give_up(options: argparse.Namespace, folder: Path | None, noted: dict[str, A
         with (options.run_dir / "jobs.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
     os.kill(options.pid, signal.SIGQUIT)  # prints the stack of every thread
-    time.sleep(LOOK_SECONDS)
+    time.sleep(2 * LOOK_SECONDS)  # in which the other ranks do the same
     if speaks:
         print(f"cloze: {said}", file=sys.stderr, flush=True)
     if status_file := os.environ.get(STATUS_FILE):
