@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from data.lanes import DataConfig
+from data.settings import read_settings
 from model.config import COMPUTE_FIELDS, ModelConfig
 from trainer.ds import suggestion
 from trainer.guard import GuardConfig
@@ -136,21 +136,10 @@ def load_config(preset: Path, overrides: list[str]) -> RunConfig:
     ValueError, all problems in one message: unreadable file, unknown or missing keys, wrong types,
     and whatever the sections themselves refuse.
     """
-    if not preset.is_file():
-        raise ValueError(f"preset {preset} does not exist")
     wrong = [override for override in overrides if "=" not in override]
     if wrong:
         raise ValueError(f"overrides are key=value, e.g. optim.learning_rate=1e-4; got {wrong}")
-    try:
-        merged = OmegaConf.merge(OmegaConf.load(preset), OmegaConf.from_dotlist(overrides))
-        values = OmegaConf.to_container(merged, resolve=False)
-    except (OmegaConfBaseException, OSError, UnicodeDecodeError, ValueError) as error:
-        raise ValueError(f"preset {preset} cannot be read: {error}") from None
-    except Exception as error:  # PyYAML's own errors share no importable base with OmegaConf's
-        if type(error).__module__.partition(".")[0] != "yaml":
-            raise
-        raise ValueError(f"preset {preset} is not valid YAML: {error}") from None
-    return config_from(values, source=str(preset))
+    return config_from(read_settings(preset, "preset", overrides), source=str(preset))
 
 
 def config_from(values: Any, source: str) -> RunConfig:
