@@ -206,13 +206,17 @@ def _read_tensors(folder: Path) -> dict[str, torch.Tensor]:
         raise ValueError(f"{folder} lacks {', '.join(absent)}, named in {index.name}")
     if (folder / NSP_FILE).is_file():
         files.append(NSP_FILE)
-    tensors = {}
-    for name in files:
-        try:
-            tensors |= load_file(folder / name)
-        except SafetensorError as error:
-            raise ValueError(f"{folder / name} is damaged: {error}") from error
-    return tensors
+    return {
+        name: value for file in files for name, value in read_safetensors(folder / file).items()
+    }
+
+
+def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    """ValueError, naming the file, where it is damaged or no such file."""
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

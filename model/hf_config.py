@@ -78,7 +78,7 @@ def read_config(folder: Path) -> tuple[ModelConfig, int]:
             f"cannot import {path}: it has auto_map, so the model is a program that comes with it, which is "
             f"never run. Its weights alone can be, where they are of {', '.join(ARCHITECTURES)}: take it out"
         )
-    if architecture not in ARCHITECTURES:
+    if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         raise ValueError(
             f"cannot import {path}: model_type is {architecture!r}, not one of {known}"
@@ -114,7 +114,7 @@ def _variant_problems(raw: Mapping[str, Any], architecture: Architecture) -> lis
     size = raw.get("vocab_size")
     if size is None:
         problems.append("vocab_size is missing")
-    elif not _fits(1, size) or size < 1:
+    elif not _fits(1, size) or not 1 <= size <= 1 << 24:
         problems.append(f"vocab_size cannot be {str(size)[:100]!r}")
     classes, known = raw.get("architectures") or [], ARCHITECTURES[architecture]
     if not isinstance(classes, list) or (classes and not set(map(str, classes)) & set(known)):

@@ -49,7 +49,12 @@ def problems_of(folder: Path) -> list[str]:
         ]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return [f"{folder / 'MANIFEST.json'} cannot be read: {error}"]
+    named = {name for name, *_ in files}
     return [
+        f"{path} is not in the manifest"
+        for path in sorted(folder.glob("train_state-*"))
+        if path.name not in named
+    ] + [
         problem
         for name, expected_bytes, expected_sha256 in files
         if (problem := _file_problem(folder, name, expected_bytes, expected_sha256))
