@@ -6,6 +6,7 @@ import numpy as np
 
 TOKEN_DTYPES = {"u16": np.dtype("<u2"), "u32": np.dtype("<u4")}
 TAR_RECORD = 512  # bytes: header size, and what members are padded to
+REGULAR = (b"0", b"\0")  # types of members that are plain files
 
 
 class Block(NamedTuple):
@@ -32,19 +33,35 @@ def member_dtypes(token_dtype: str) -> dict[str, np.dtype]:
 
 
 def parse_block(data: bytes, token_dtype: str) -> Block:
-    """The members of one sample. The bytes were checked, so their layout is as it was written."""
+    """The members of one sample: these, in this order, and plain files. ValueError for anything else.
+
+    Whoever wrote a shard wrote its hashes too, so nothing is taken on trust. Members are never extracted, and
+    only lengths are read of their headers.
+    """
     arrays: dict[str, np.ndarray] = {}
     position = 0
     for extension, dtype in member_dtypes(token_dtype).items():
         header = data[position : position + TAR_RECORD]
-        assert header[:100].rstrip(b"\0").endswith(b"." + extension.encode())
-        size = int(header[124:136].rstrip(b"\0 "), 8)
+        name, size = header[:100].rstrip(b"\0"), _size_in(header)
+        if not name.endswith(b"." + extension.encode()) or header[156:157] not in REGULAR:
+            raise ValueError(f"a member {name[-60:]!r} stands where a file .{extension} should")
         start = position + TAR_RECORD
-        arrays[extension[:3]] = np.frombuffer(data, dtype, size // dtype.itemsize, start)
         position = start + size + -size % TAR_RECORD
-    assert position == len(data)
+        if position > len(data) or size % dtype.itemsize:
+            raise ValueError(f".{extension} has {size:,} bytes, which the block has no room for")
+        arrays[extension[:3]] = np.frombuffer(data, dtype, size // dtype.itemsize, start)
+    if position != len(data):
+        raise ValueError(f"{len(data) - position:,} bytes follow the last member")
     names = ("tok", "doc", "nse", "sen", "wrd", "ids")
     return Block(*(arrays[name] for name in names))
+
+
+def _size_in(header: bytes) -> int:
+    """Bytes of the member that a tar header is of. ValueError when it does not say so in octal."""
+    digits = header[124:136].rstrip(b"\0 ")
+    if not digits.isdigit():
+        raise ValueError(f"the size of a member is {digits!r}, which is no octal number")
+    return int(digits, 8)
 
 
 def block_problems(block: Block, row: np.void, vocab_size: int) -> list[str]:

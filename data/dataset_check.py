@@ -12,10 +12,12 @@ import numpy as np
 import xxhash
 import zstandard
 
+from data.block_table import map_table, row_problems
 from data.files import TEMPORARY_MARK
 from data.manifest import (
     TOKENIZER_FILES,
-    parse_manifest,
+    TOTALS,
+    read_manifest,
     shard_entries,
     shard_problems,
     table_problems,
@@ -24,7 +26,6 @@ from data.pool import run_tasks
 from data.shards import INDEX_MEMBER, SPLITS, Dataset, meta_path, shard_path
 
 MAX_BLOCK_PROBLEMS = 5  # told of one shard
-TOTALS = ("num_documents", "num_tokens", "num_sentences")
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,7 @@ def dataset_problems(root: Path, num_processes: int) -> list[str]:
     path = root / "manifest.json"
     if not path.is_file():
         raise ValueError(f"{root} has no manifest.json: no complete dataset is there")
-    raw = path.read_bytes()
-    manifest = parse_manifest(str(path), raw)
+    raw, manifest = read_manifest(path)
     problems = table_problems(root, manifest) + shard_problems(root, manifest)
     problems += _foreign_files(root, manifest)
     if any(problem.startswith("blocks.npy") for problem in problems):
@@ -56,7 +56,7 @@ def dataset_problems(root: Path, num_processes: int) -> list[str]:
             "the blocks of the shards were not looked at: that needs a sound blocks.npy",
         ]
     dataset = _dataset(root, manifest, raw)
-    problems += _total_problems(dataset)
+    problems += row_problems(dataset.blocks, manifest) + _total_problems(dataset)
     checks = [check for check in _checks(dataset) if (root / check.path).is_file()]
     found = {check: lines for check, lines in run_tasks(check_shard, checks, num_processes)}
     return problems + [line for check in checks for line in found[check]]
@@ -64,8 +64,7 @@ def dataset_problems(root: Path, num_processes: int) -> list[str]:
 
 def _dataset(root: Path, manifest: dict[str, Any], raw: bytes) -> Dataset:
     """Opened without the checks of Dataset.open, which stop at the first kind of damage."""
-    blocks = np.load(root / "blocks.npy", mmap_mode="r")
-    return Dataset(root, manifest, xxhash.xxh3_128_hexdigest(raw), blocks)
+    return Dataset(root, manifest, xxhash.xxh3_128_hexdigest(raw), map_table(root))
 
 
 def _checks(dataset: Dataset) -> Iterator[ShardCheck]:

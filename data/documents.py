@@ -25,6 +25,7 @@ from data.inputs import suffixes_of
 
 MAX_DOCUMENT_BYTES = 64 << 20
 READ_BYTES = 1 << 20
+ZSTD_BYTES = 1 << 10  # of a .zst file at a time
 BOM = b"\xef\xbb\xbf"
 ICONV = "convert it first: iconv -f ITS-ENCODING -t UTF-8"
 DAMAGE = (
@@ -112,7 +113,8 @@ def open_stream(path: str, compression: str) -> BinaryIO:
 class _ZstdFile(io.RawIOBase):
     """Frames of a .zst file, read one after the other; EOFError when the last is cut off.
 
-    zstandard's own stream_reader takes a file that was cut off for a whole one.
+    zstandard's own stream_reader takes a file that was cut off for a whole one. All that a piece of the file
+    unpacks to comes at once, up to 32,768 times as much: so pieces are small.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -127,11 +129,11 @@ class _ZstdFile(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         while not self._ready:
             if self._frame.eof:
-                data = self._frame.unused_data or self._file.read(READ_BYTES)
+                data = self._frame.unused_data or self._file.read(ZSTD_BYTES)
                 self._frame = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
                 self._frame_begun = False
             else:
-                data = self._file.read(READ_BYTES)
+                data = self._file.read(ZSTD_BYTES)
             if not data:
                 if self._frame_begun:
                     raise EOFError("the file ends in the middle of a zstandard frame")

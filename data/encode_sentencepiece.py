@@ -11,6 +11,7 @@ from typing import Literal, final
 import numpy as np
 import sentencepiece
 import tokenizers
+from google.protobuf.message import DecodeError
 
 from data.tokenizer_hf import SPECIAL_TOKENS, build_tokenizer, model_kind, read_model
 from data.word_cache import WordTokens, flatten
@@ -37,8 +38,11 @@ class SentencePieceWords:
 
     def __init__(self, path: Path, segment: SegmentStarts | None = None) -> None:
         raw = path.read_bytes()
-        proto = read_model(raw)
-        self._processor = sentencepiece.SentencePieceProcessor(model_proto=raw)
+        try:
+            proto = read_model(raw)
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=raw)
+        except (DecodeError, RuntimeError) as error:
+            raise ValueError(f"{path} is no sentencepiece model: {error}") from None
         self.vocab_size = int(self._processor.get_piece_size())
         self.kind: Literal["unigram", "bpe"] = model_kind(proto)
         pieces = [self._processor.id_to_piece(i) for i in range(self.vocab_size)]

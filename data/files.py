@@ -20,6 +20,7 @@ import xxhash
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a disk that is full
 TEMPORARY_MARK = ".tmp-"
 READ_BYTES = 1 << 20
+MAX_JSON_BYTES = 1 << 25  # of one file; a manifest has about 150 for each shard
 
 
 @contextmanager
@@ -27,8 +28,9 @@ def publishing(path: Path) -> Iterator[BinaryIO]:
     """A binary file that gets its name `path` only when the block ends well. Parents are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(path)
+    temporary.unlink(missing_ok=True)  # of a process that had our id, or a link planted there
     try:
-        with open(temporary, "wb") as file:
+        with open(temporary, "xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -74,6 +76,30 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> Any:
     return json.loads(path.read_bytes())
+
+
+def read_small_json(path: Path) -> Any:
+    """A file that others may have written. ValueError, naming it, when it is too large or no JSON."""
+    return parse_json(str(path), read_small(path))
+
+
+def read_small(path: Path) -> bytes:
+    """The bytes of a file of at most MAX_JSON_BYTES. ValueError when it has more."""
+    if (nbytes := path.stat().st_size) > MAX_JSON_BYTES:
+        raise ValueError(
+            f"{path} has {nbytes:,} bytes, over {MAX_JSON_BYTES:,}: it is none of ours"
+        )
+    return path.read_bytes()
+
+
+def parse_json(place: str, raw: bytes) -> Any:
+    """The value of a JSON text. ValueError, naming `place`, for anything else."""
+    try:
+        return json.loads(raw)
+    except RecursionError:
+        raise ValueError(f"{place} is none of ours: it is nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"{place} is not JSON: {error}") from None
 
 
 def remove_temporaries(folder: Path) -> None:

@@ -21,17 +21,20 @@ class ObjectStoreTransport:
 
     def __init__(self, location: Location, timeout_seconds: float) -> None:
         self.location, self.timeout_seconds = location, timeout_seconds
+        if location.scheme not in (
+            *EXTRAS,
+            "memory",
+        ):  # fsspec knows many more: shells, archives, this disk
+            raise ValueError(
+                f"{location.base}: {location.scheme}:// is not read; http, https, s3 and gs are"
+            )
         try:
             fsspec.get_filesystem_class(location.scheme)
         except ImportError:
-            extra = EXTRAS.get(location.scheme)
-            package = f"the extra {extra!r}: pip install 'cloze[{extra}]'" if extra else "a package"
+            extra = EXTRAS[location.scheme]
             raise ValueError(
-                f"{location.base}: reading {location.scheme}:// needs {package}"
-            ) from None
-        except ValueError:
-            raise ValueError(
-                f"{location.base}: {location.scheme}:// is no known kind of storage"
+                f"{location.base}: reading {location.scheme}:// needs the extra {extra!r}: "
+                f"pip install 'cloze[{extra}]'"
             ) from None
 
     def read_range(self, path: str, offset: int, nbytes: int) -> bytes:

@@ -6,7 +6,6 @@ files, and refuses otherwise, telling what differs.
 
 import fcntl
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,10 +13,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from data.block_table import MAX_BLOCK_TOKENS
 from data.documents import ReadOptions
 from data.executors import EXECUTORS, Executor
 from data.files import TEMPORARY_MARK, read_json, remove_temporaries, write_json
 from data.inputs import InputFile, capped
+from data.manifest import SOURCE_NAME
 from data.vocab import Tokenizer
 from data.words import WORD_STARTS, WordStarts, han_segmenter
 
@@ -25,9 +26,6 @@ PLAN_FILE = "prepare.json"
 MANIFEST_FILE = "manifest.json"
 WORK_FOLDER = ".work"
 PLAN_FORMAT = "cloze-prepare-v1"
-SOURCE_NAME = re.compile(
-    r"[a-z0-9_]{1,40}"
-)  # part of names in tars, which have room for 100 characters
 
 
 @dataclass(frozen=True)
@@ -67,8 +65,8 @@ class PrepareConfig:
             for name, least in at_least.items()
             if getattr(self, name) < least
         ]
-        if self.block_tokens > 1 << 24:
-            problems.append(f"block_tokens {self.block_tokens} is above {1 << 24}")
+        if self.block_tokens > MAX_BLOCK_TOKENS:
+            problems.append(f"block_tokens {self.block_tokens} is above {MAX_BLOCK_TOKENS}")
         if not 0 < self.heldout_fraction < 1:
             problems.append(f"heldout_fraction {self.heldout_fraction} is not between 0 and 1")
         problems += self._unknown_choices()

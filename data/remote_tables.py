@@ -14,19 +14,18 @@ from typing import Any
 import xxhash
 
 from data.cache import locked
-from data.files import TEMPORARY_MARK, publishing, sync_folder
+from data.files import MAX_JSON_BYTES, TEMPORARY_MARK, publishing, sync_folder
 from data.manifest import TOKENIZER_FILES, table_problems
 from data.remote import PIECE_BYTES, Damage, RemoteShards
 from data.storage import Absent
 
-MAX_MANIFEST_BYTES = 1 << 28
 MAX_TOKENIZER_BYTES = 1 << 28  # of one file
 
 
 def read_manifest(shards: RemoteShards) -> bytes:
     """The bytes of manifest.json as they are on the server now. ValueError or OSError."""
     try:
-        return shards.read_whole("manifest.json", MAX_MANIFEST_BYTES)
+        return shards.read_whole("manifest.json", MAX_JSON_BYTES)
     except Absent as error:
         raise ValueError(
             f"{shards.place('')} has no manifest.json that may be read ({error.reason}): no complete "

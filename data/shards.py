@@ -16,12 +16,14 @@ from typing import Any, final
 import numpy as np
 import xxhash
 
+from data.block_table import BLOCK_DTYPE, map_table, row_problems
 from data.blocks import TOKEN_DTYPES, Block, block_problems, member_dtypes, parse_block
 from data.manifest import (
     FORMAT,
     SPLITS,
     Split,
     parse_manifest,
+    read_manifest,
     shard_entries,
     shard_problems,
     table_problems,
@@ -61,19 +63,6 @@ __all__ = [
     "token_dtype_for",
 ]
 
-BLOCK_DTYPE = np.dtype(
-    [
-        ("source", "<u2"),  # index into Dataset.sources
-        ("split", "<u1"),  # index into SPLITS
-        ("shard", "<u4"),  # number of the shard within source and split
-        ("offset", "<u8"),  # of the block's first tar header in the shard, in bytes
-        ("nbytes", "<u4"),  # up to the end of the padding after its last member
-        ("num_documents", "<u4"),
-        ("num_tokens", "<u4"),
-        ("num_sentences", "<u4"),
-        ("xxh3", "<u8"),  # xxh3_64 of these bytes
-    ]
-)
 MAX_SENTENCE_TOKENS = 65535  # what sentence lengths of 16 bits can hold
 INDEX_MEMBER = "__index__"  # last member of a shard; webdataset passes over such names
 
@@ -153,12 +142,11 @@ class Dataset:
                 f"{root} {problem}: no complete dataset is there. `cloze prepare` makes one, "
                 "or finishes one that it was stopped at"
             )
-        raw = path.read_bytes()
-        manifest = parse_manifest(str(path), raw)
+        raw, manifest = read_manifest(path)
         problems = table_problems(root, manifest) + shard_problems(root, manifest)
         if problems:
             raise ValueError(f"{root} is damaged:\n  " + "\n  ".join(problems))
-        return cls(root, manifest, xxhash.xxh3_128_hexdigest(raw), _map_table(root))
+        return cls(root, manifest, xxhash.xxh3_128_hexdigest(raw), _checked_table(root, manifest))
 
     @classmethod
     def _open_url(cls, url: str, options: StorageOptions) -> "Dataset":
@@ -170,14 +158,14 @@ class Dataset:
         manifest = parse_manifest(shards.place("manifest.json"), raw)
         root = fetch_tables(shards, raw, manifest)
         digest = xxhash.xxh3_128_hexdigest(raw)
-        return cls(root, manifest, digest, _map_table(root), shards)
+        return cls(root, manifest, digest, _checked_table(root, manifest), shards)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "blocks"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self.blocks = _map_table(self.root)
+        self.blocks = map_table(self.root)
 
     @property
     def place(self) -> str:
@@ -213,9 +201,13 @@ class Dataset:
         that were written; UnreachableBlock (an OSError) when they cannot be had.
         """
         address = self.address_of(index)
-        block = parse_block(self.shards.read(address), self.manifest["token_dtype"])
-        problems = block_problems(block, self.blocks[index], self.vocab_size)
-        if problems:
+        data = self.shards.read(address)
+        try:
+            block = parse_block(data, self.manifest["token_dtype"])
+            problems = block_problems(block, self.blocks[index], self.vocab_size)
+        except ValueError as error:
+            block, problems = None, [str(error)]
+        if block is None or problems:
             reason = "; ".join(problems)
             raise DamagedBlock(
                 f"{block_place(self.shards, address)} is inconsistent: {reason}. {RESTORE}",
@@ -240,6 +232,9 @@ class Dataset:
             raise ValueError(f"{self.place} is damaged:\n  " + "\n  ".join(problems))
 
 
-def _map_table(root: Path) -> np.ndarray:
-    """[num_blocks] BLOCK_DTYPE, memory-mapped."""
-    return np.load(root / "blocks.npy", mmap_mode="r")
+def _checked_table(root: Path, manifest: dict[str, Any]) -> np.ndarray:
+    """The block table, mapped. ValueError where its rows are not what the manifest has room for."""
+    table = map_table(root)
+    if problems := row_problems(table, manifest):
+        raise ValueError(f"{root} is damaged:\n  " + "\n  ".join(problems))
+    return table

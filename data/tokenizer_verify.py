@@ -42,7 +42,9 @@ def verify_tokenizer(tokenizer: Tokenizer, texts: Iterable[str]) -> str:
     """
     from transformers import AutoTokenizer  # takes seconds, and nothing else here needs it
 
-    exported = AutoTokenizer.from_pretrained(str(tokenizer.folder), local_files_only=True)
+    exported = AutoTokenizer.from_pretrained(
+        str(tokenizer.folder), local_files_only=True, trust_remote_code=False
+    )
     tally = _Tally()
     for text in (*ADVERSARIAL, *texts):
         ours = tokenizer.encode(text, sentence_ends(text)).ids.tolist()

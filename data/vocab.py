@@ -11,7 +11,7 @@ import numpy as np
 
 from data.encode_hf import HuggingFaceWords
 from data.encode_sentencepiece import SentencePieceWords, is_han
-from data.files import names_digest
+from data.files import names_digest, read_small_json
 from data.shards import cut_sentence_lengths
 from data.word_cache import WordCache, WordTokens, encode_slowly, flatten
 from data.words import WordStarts, han_segmenter
@@ -57,10 +57,11 @@ class Tokenizer:
     def load(cls, folder: str | Path, word_starts: WordStarts = "pieces") -> "Tokenizer":
         """Open a folder of ours, or of a fast Hugging Face tokenizer.
 
-        ValueError: no tokenizer there, or one without [PAD] [UNK] [CLS] [SEP] [MASK]; a segmenter is
-        asked for that is not installed.
+        ValueError: no tokenizer there, or one without [PAD] [UNK] [CLS] [SEP] [MASK], or with code of its own;
+        a segmenter is asked for that is not installed.
         """
         folder = Path(folder)
+        refuse_own_code(folder / "tokenizer_config.json")
         segment = han_segmenter(word_starts)
         if (folder / MODEL_FILE).is_file():
             return cls(folder, SentencePieceWords(folder / MODEL_FILE, segment))
@@ -119,6 +120,18 @@ def _cut(tokens: WordTokens, texts: list[str], sentence_ends: list[list[int]]) -
         encoded.append(Encoded(tokens.ids[start:stop], of_sentences, tokens.starts[start:stop]))
         first_end = last_end
     return encoded
+
+
+def refuse_own_code(path: Path) -> None:
+    """ValueError where a tokenizer's configuration names Python classes that come with it."""
+    content = read_small_json(path) if path.is_file() else {}
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no settings of a tokenizer")
+    if "auto_map" in content:
+        raise ValueError(
+            f"{path} has auto_map: this tokenizer is a program, which is never run. Give one that "
+            "tokenizer.json describes wholly, and take auto_map out"
+        )
 
 
 def tokenizer_files(folder: Path) -> list[str]:

@@ -8,12 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from data.batch import commit
 from data.lanes import Damage, DataConfig, Lanes, Origin, StreamState
 from data.phases import Phase, enter
 from data.rows import Row
+from data.settings import read_settings
 from data.shards import Dataset
 from trainer.checkpoint_files import list_checkpoints, read_state
 from trainer.config import RunConfig, config_from
@@ -45,7 +44,7 @@ class RunHistory:
         path = folder / "config.yaml"
         if not path.is_file():
             raise ValueError(f"{folder} is no run: it has no config.yaml")
-        config = config_from(yaml.safe_load(path.read_text(encoding="utf-8")), source=str(path))
+        config = config_from(read_settings(path, "settings"), source=str(path))
         states = tuple(map(_read_checkpoint, list_checkpoints(folder)))
         digests = {0: 0} | _logged(folder / "metrics.jsonl")
         digests |= {state.step: state.rows_digest for state in states}

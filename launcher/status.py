@@ -12,8 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from data.settings import read_settings
 from launcher.checkpoint_facts import CheckpointFacts, known_checkpoints
 from launcher.goodput import Account, account_of
 from launcher.jobs import Job, json_lines, read_jobs
@@ -101,10 +100,7 @@ def _config(path: Path) -> dict[str, Any]:
     """As it stands there: a run of another version has a status too."""
     if not path.is_file():
         raise ValueError(f"{path.parent} is no run: it has no config.yaml")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
+    values = read_settings(path, "settings")
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds no settings")
     return values

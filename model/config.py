@@ -9,6 +9,10 @@ Checkpointing = Literal["none", "full", "selective"]
 WITHOUT_DROPOUT = ("varlen", "flex")  # backends whose kernels cannot drop probabilities out
 # Fields that say how the network is computed, not what it is.
 COMPUTE_FIELDS = ("attention", "activation_checkpointing", "checkpoint_every", "compile")
+MOST = {  # far above any network, and below what numbers of parameters can be counted with
+    "num_hidden_layers": 1000, "type_vocab_size": 1000,
+    **dict.fromkeys(("hidden_size", "intermediate_size", "max_position_embeddings"), 1 << 20),
+}  # fmt: skip
 MODERN_FIELDS = (
     "global_attention_every", "local_attention", "global_rope_theta", "local_rope_theta",
 )  # fmt: skip
@@ -81,6 +85,11 @@ class ModelConfig:
             )
             if getattr(self, name) < 1
         ]  # fmt: skip
+        problems += [
+            f"{name} {getattr(self, name)} is above {most}"
+            for name, most in MOST.items()
+            if getattr(self, name) > most
+        ]
         if self.num_attention_heads > 0 and self.hidden_size % self.num_attention_heads:
             problems.append(
                 f"hidden_size {self.hidden_size} is not a multiple of "

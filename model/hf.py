@@ -6,6 +6,7 @@ file can run code when it is loaded.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from model.config import Architecture, ModelConfig
+from model.hf_config import ARCHITECTURES, COMPUTED, SHAPE_FIELDS, read_config, read_object
 from model.hf_names import from_hf_names, to_hf_names
 from model.hf_tokenizer import copy_tokenizer, special_ids
 from model.weights import not_finite, parameter_shapes, weight_problems
 
-ARCHITECTURES: dict[Architecture, tuple[str, ...]] = {  # the first is what we write
-    "bert": ("BertForPreTraining", "BertForMaskedLM", "BertModel"),
-    "modernbert": ("ModernBertForMaskedLM", "ModernBertModel"),
-}
+SHARD_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}\.safetensors")
 NSP_FILE = "nsp_head.safetensors"  # modernbert: transformers has no class with this head
 HEADS: dict[Architecture, tuple[str, ...]] = {
     "bert": ("cls.", "bert.pooler."),
@@ -36,55 +35,6 @@ TIED: dict[
         "cls.predictions.decoder.bias": "cls.predictions.bias",
     },
     "modernbert": {"decoder.weight": "model.embeddings.tok_embeddings.weight"},
-}
-SHAPE_FIELDS: dict[Architecture, dict[str, str]] = {  # ours, and of config.json
-    "bert": {
-        name: name
-        for name in (
-            "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
-            "max_position_embeddings", "type_vocab_size", "hidden_dropout_prob",
-            "attention_probs_dropout_prob", "layer_norm_eps", "initializer_range",
-        )
-    },
-    "modernbert": {
-        "hidden_size": "hidden_size",
-        "num_hidden_layers": "num_hidden_layers",
-        "num_attention_heads": "num_attention_heads",
-        "intermediate_size": "intermediate_size",
-        "max_position_embeddings": "max_position_embeddings",
-        "hidden_dropout_prob": "mlp_dropout",
-        "attention_probs_dropout_prob": "attention_dropout",
-        "layer_norm_eps": "norm_eps",
-        "initializer_range": "initializer_range",
-        "local_attention": "local_attention",
-    },
-}  # fmt: skip
-MODERN_DEFAULTS = {  # of transformers' class, where config.json is silent
-    "num_hidden_layers": 22, "intermediate_size": 1152, "max_position_embeddings": 8192,
-    "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "layer_norm_eps": 1e-5,
-}  # fmt: skip
-COMPUTED: dict[
-    Architecture, dict[str, Any]
-] = {  # what is computed here; transformers has more variants
-    "bert": {
-        "model_type": "bert",
-        "hidden_act": "gelu",
-        "position_embedding_type": "absolute",
-        "tie_word_embeddings": True,
-        "is_decoder": False,
-        "add_cross_attention": False,
-    },
-    "modernbert": {
-        "model_type": "modernbert",
-        "hidden_activation": "gelu",
-        "classifier_activation": "gelu",
-        "norm_bias": False,
-        "attention_bias": False,
-        "mlp_bias": False,
-        "classifier_bias": False,
-        "decoder_bias": True,
-        "tie_word_embeddings": True,
-    },
 }
 SPECIAL = {"pad_token_id": "[PAD]", "cls_token_id": "[CLS]", "sep_token_id": "[SEP]"}
 
@@ -177,7 +127,7 @@ def import_hf(
     where the folder is incomplete, is of another architecture or a variant that we do not
     compute, or holds other tensors than it should, or NaN.
     """
-    config, vocab_size = _read_config(folder)
+    config, vocab_size = read_config(folder)
     tensors = _normalise(_read_tensors(folder), config.architecture)
     problems = _take_out_tied(tensors, config.architecture)
     ours = parameter_shapes(config, vocab_size)
@@ -240,7 +190,10 @@ def _read_tensors(folder: Path) -> dict[str, torch.Tensor]:
     if (folder / "model.safetensors").is_file():
         files = ["model.safetensors"]
     elif index.is_file():
-        files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        weight_map = read_object(index).get("weight_map")
+        files = sorted(set(map(str, weight_map.values()))) if isinstance(weight_map, dict) else []
+        if wrong := [name for name in files if not SHARD_FILE.fullmatch(name)] or not files:
+            raise ValueError(f"{index} names {wrong if files else 'nothing'}: no files beside it")
     else:
         problem = f"{folder} has no model.safetensors"
         if pickled := sorted(path.name for path in folder.glob("*.bin")):
@@ -253,71 +206,17 @@ def _read_tensors(folder: Path) -> dict[str, torch.Tensor]:
         raise ValueError(f"{folder} lacks {', '.join(absent)}, named in {index.name}")
     if (folder / NSP_FILE).is_file():
         files.append(NSP_FILE)
-    tensors = {}
-    for name in files:
-        try:
-            tensors |= load_file(folder / name)
-        except SafetensorError as error:
-            raise ValueError(f"{folder / name} is damaged: {error}") from error
-    return tensors
-
-
-def _read_config(folder: Path) -> tuple[ModelConfig, int]:
-    path = folder / "config.json"
-    if not path.is_file():
-        raise ValueError(f"{folder} has no config.json")
-    raw = json.loads(path.read_text(encoding="utf-8"))
-    architecture = raw.get("model_type")
-    if architecture not in ARCHITECTURES:
-        known = ", ".join(ARCHITECTURES)
-        raise ValueError(
-            f"cannot import {path}: model_type is {architecture!r}, not one of {known}"
-        )
-    problems = [
-        f"{key} is {raw[key]!r}, only {computed!r} is computed here"
-        for key, computed in COMPUTED[architecture].items()
-        if raw.get(key, computed) != computed
-    ]
-    if "vocab_size" not in raw:
-        problems.append("vocab_size is missing")
-    classes, known = raw.get("architectures") or [], ARCHITECTURES[architecture]
-    if classes and not set(classes) & set(known):
-        problems.append(f"architectures is {classes}, not one of {', '.join(known)}")
-    # What is absent has BERT-base's value: transformers' defaults are ours.
-    shape = {
-        ours: raw[theirs] for ours, theirs in SHAPE_FIELDS[architecture].items() if theirs in raw
+    return {
+        name: value for file in files for name, value in read_safetensors(folder / file).items()
     }
-    if architecture == "modernbert":
-        shape = {**MODERN_DEFAULTS, **shape, **_modern_attention(raw, problems)}
-    if problems:
-        raise ValueError(f"cannot import {path}: " + "; ".join(problems))
-    return ModelConfig(architecture=architecture, **shape), raw["vocab_size"]
 
 
-def _modern_attention(raw: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
-    """Which layers attend globally, and the rotations; what cannot be computed goes to `problems`."""
-    types = raw.get("layer_types")
-    every = raw.get("global_attn_every_n_layers", 3)
-    if types:
-        every = next((n for n in range(1, len(types)) if types[n] == "full_attention"), len(types))
-        expected = [
-            "sliding_attention" if n % every else "full_attention" for n in range(len(types))
-        ]
-        if types != expected:
-            problems.append(f"layer_types is {types}: global attention must come every n-th layer")
-    rope = raw.get("rope_parameters") or {}
-    thetas = {}
-    for ours, theirs, default in (
-        ("global_rope_theta", "full_attention", 160_000.0),
-        ("local_rope_theta", "sliding_attention", 10_000.0),
-    ):
-        parameters = rope.get(theirs) or {}
-        if parameters.get("rope_type", "default") != "default":
-            problems.append(
-                f"rope_type of {theirs} is {parameters['rope_type']!r}, only 'default' is computed"
-            )
-        thetas[ours] = float(parameters.get("rope_theta", raw.get(ours, default)))
-    return {"global_attention_every": every, **thetas}
+def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    """ValueError, naming the file, where it is damaged or no such file."""
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

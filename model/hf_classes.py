@@ -10,10 +10,14 @@ import shutil
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from model.hf import NSP_FILE
+from model.hf import read_safetensors
+from model.hf_config import read_config, read_object
+from model.hf_parity import REPORT_FILE
+from model.hf_tokenizer import TOKENIZER_FILES
 
+COPIED = ("README.md", REPORT_FILE, *TOKENIZER_FILES)  # what else is in the folder is not ours
 Kind = Literal["pretraining", "masked-lm", "encoder"]
 
 
@@ -45,7 +49,8 @@ def export_class(source: Path, target: Path, kind: Kind | None = None) -> str:
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"{target} is not empty: give a new folder")
-    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    read_config(source)  # ValueError for what is none of ours
+    config = read_object(source / "config.json")
     classes = CLASSES[config["model_type"]]
     kind = kind or next(iter(classes))
     if kind not in classes:
@@ -55,13 +60,16 @@ def export_class(source: Path, target: Path, kind: Kind | None = None) -> str:
     hf_class = classes[kind]
     weights = {
         name.removeprefix(hf_class.prefix): value
-        for name, value in load_file(source / "model.safetensors").items()
+        for name, value in read_safetensors(source / "model.safetensors").items()
         if not name.startswith(hf_class.left_out)
     }
     config["architectures"] = [hf_class.name]
     target.parent.mkdir(parents=True, exist_ok=True)
     staged = target.with_name(f".{target.name}.tmp-{os.getpid()}")
-    shutil.copytree(source, staged, ignore=shutil.ignore_patterns("model.safetensors", NSP_FILE))
+    staged.mkdir()
+    for name in COPIED:
+        if (source / name).is_file() and not (source / name).is_symlink():
+            shutil.copyfile(source / name, staged / name)
     save_file(weights, staged / "model.safetensors", metadata={"format": "pt"})
     text = json.dumps(config, indent=2) + "\n"
     (staged / "config.json").write_text(text, encoding="utf-8")

@@ -80,8 +80,11 @@ def test_ten_thousand_shards_are_not_asked_for(server, options):
     Dataset.open(server.url, options)
     num_requests = len(server.requests)
     manifest = json.loads((server.root / "manifest.json").read_text())
-    entry = manifest["sources"]["src"]["train"]["shards"][0]
-    manifest["sources"]["src"]["train"]["shards"] = [entry] * 10_000
+    shards = manifest["sources"]["src"]["train"]["shards"]
+    shards += [
+        {**shards[0], "path": f"src/train/src-train-{number:06d}.tar"}
+        for number in range(len(shards), 10_000)
+    ]
     (server.root / "manifest.json").write_text(json.dumps(manifest))
     server.requests.clear()
     Dataset.open(server.url, options)

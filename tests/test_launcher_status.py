@@ -88,7 +88,7 @@ def test_a_folder_that_is_no_run_is_refused(
         assert "is no run: it has no config.yaml" in capsys.readouterr().err
     (tmp_path / "config.yaml").write_text("{a: [")
     assert main(["status", str(tmp_path)]) == 78
-    assert "cannot be read" in capsys.readouterr().err
+    assert "config.yaml is not valid YAML" in capsys.readouterr().err
 
 
 def test_older_runs_have_a_status_without_a_ledger(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import re
 import types
 import typing
 from dataclasses import dataclass
@@ -9,9 +10,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from data.lanes import DataConfig
+from data.settings import read_settings
+from data.transfer import redact
 from model.config import COMPUTE_FIELDS, ModelConfig
 from trainer.ds import suggestion
 from trainer.guard import GuardConfig
@@ -114,6 +116,11 @@ class RunConfig:
         return problems
 
 
+CREDENTIALS = (
+    "name the host in ~/.netrc, or set the store's own variables (AWS_ACCESS_KEY_ID and "
+    "AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS)"
+)
+
 # What may differ between the jobs of one run: it changes neither the rows nor, but for rounding, the curve.
 FREE_TO_CHANGE = frozenset(
     {
@@ -136,21 +143,12 @@ def load_config(preset: Path, overrides: list[str]) -> RunConfig:
     ValueError, all problems in one message: unreadable file, unknown or missing keys, wrong types,
     and whatever the sections themselves refuse.
     """
-    if not preset.is_file():
-        raise ValueError(f"preset {preset} does not exist")
     wrong = [override for override in overrides if "=" not in override]
     if wrong:
-        raise ValueError(f"overrides are key=value, e.g. optim.learning_rate=1e-4; got {wrong}")
-    try:
-        merged = OmegaConf.merge(OmegaConf.load(preset), OmegaConf.from_dotlist(overrides))
-        values = OmegaConf.to_container(merged, resolve=False)
-    except (OmegaConfBaseException, OSError, UnicodeDecodeError, ValueError) as error:
-        raise ValueError(f"preset {preset} cannot be read: {error}") from None
-    except Exception as error:  # PyYAML's own errors share no importable base with OmegaConf's
-        if type(error).__module__.partition(".")[0] != "yaml":
-            raise
-        raise ValueError(f"preset {preset} is not valid YAML: {error}") from None
-    return config_from(values, source=str(preset))
+        raise ValueError(
+            f"overrides are key=value, e.g. optim.learning_rate=1e-4; got {_shown(wrong)}"
+        )
+    return config_from(read_settings(preset, "preset", overrides), source=str(preset))
 
 
 def config_from(values: Any, source: str) -> RunConfig:
@@ -165,7 +163,9 @@ def config_from(values: Any, source: str) -> RunConfig:
 def _build(kind: type, values: Any, prefix: str, problems: list[str]) -> Any:
     """Build dataclass `kind` from `values`; None after adding what is wrong to `problems`."""
     if not isinstance(values, dict):
-        problems.append(f"{prefix.rstrip('.') or 'the preset'} must be a mapping, got {values!r}")
+        problems.append(
+            f"{prefix.rstrip('.') or 'the preset'} must be a mapping, got {_shown(values)}"
+        )
         return None
     hints = typing.get_type_hints(kind)
     fields = {field.name: field for field in dataclasses.fields(kind)}
@@ -199,10 +199,24 @@ def _convert(hint: Any, value: Any, name: str, problems: list[str]) -> Any:
     if typing.get_origin(hint) is tuple and isinstance(value, list | tuple):
         item = typing.get_args(hint)[0]
         return tuple(_convert(item, v, f"{name}.{i}", problems) for i, v in enumerate(value))
-    if _matches(hint, value):
+    if not _matches(hint, value):
+        problems.append(f"{name} must be {_describe(hint)}, got {_shown(value)}")
+    elif isinstance(value, str) and redact(value) != value:
+        problems.append(
+            f"{name} {redact(value)} holds a password or a query, which would be written into config.yaml and "
+            f"every checkpoint: {CREDENTIALS}"
+        )
+    elif isinstance(value, str) and not value.isprintable():
+        problems.append(f"{name} is {value[:200]!r}, with characters that are not printable")
+    else:
         return float(value) if hint is float else value
-    problems.append(f"{name} must be {_describe(hint)}, got {value!r}")
     return None
+
+
+def _shown(value: Any) -> str:
+    """A wrong value as a message may show it: short, and without the secrets that URLs hold."""
+    text = re.sub(r"[a-zA-Z][a-zA-Z0-9+.-]*:/+[^\s'\"]*", lambda url: redact(url[0]), repr(value))
+    return text if len(text) <= 200 else text[:200] + "..."
 
 
 def _matches(hint: Any, value: Any) -> bool:

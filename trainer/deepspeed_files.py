@@ -85,6 +85,7 @@ def read_deepspeed(folder: Path) -> DeepSpeedState:
 
 def load_safely(path: Path) -> Any:
     """What a .pt file holds, if that is tensors and plain values. ValueError naming what is more than that."""
+    _refuse_packed(path)
     try:
         with torch.serialization.safe_globals(STAND_INS):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -100,6 +101,18 @@ def load_safely(path: Path) -> Any:
         raise ValueError(
             f"{path} was not loaded, for it is damaged or more than tensors and plain values: {reason}"
         ) from None
+
+
+def _refuse_packed(path: Path) -> None:
+    """ValueError where a .pt file's members unpack to more than the file: torch would unpack them in memory."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(member.file_size for member in archive.infolist())
+    if unpacked > (nbytes := path.stat().st_size):
+        raise ValueError(
+            f"{path} was not loaded: its {nbytes:,} bytes unpack to {unpacked:,}, which DeepSpeed's never do"
+        )
 
 
 def _tag_folder(folder: Path) -> Path:
@@ -212,6 +225,8 @@ def _joined(
 ) -> dict[str, torch.Tensor]:
     joined = {}
     for part in ("master", *MOMENTS):
+        if any(piece.untyped_storage().nbytes() < piece.nbytes for piece in pieces.get(part, ())):
+            raise ValueError(f"{part} of {name} has more values than were written")
         flat = torch.cat([piece.reshape(-1) for piece in pieces.get(part, ())] or [torch.empty(0)])
         flat = flat[: shape.numel()] if is_padded else flat
         if flat.numel() != shape.numel():

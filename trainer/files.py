@@ -37,6 +37,19 @@ def remove_folder(folder: Path) -> None:
     shutil.rmtree(trash)
 
 
+def link_problem(path: Path) -> str | None:
+    """What to say of a symbolic link that neither we nor the owner of its folder has made.
+
+    It may lead anywhere. As the kernel's protected_symlinks has it, in any folder. None: there is no such link.
+    """
+    if not path.is_symlink():
+        return None
+    owner = path.lstat().st_uid
+    if owner in (os.geteuid(), path.parent.stat().st_uid):
+        return None
+    return f"{path} is a symbolic link that user {owner} has made: it is not followed. Delete it"
+
+
 def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 

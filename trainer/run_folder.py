@@ -10,6 +10,7 @@ runs/tiny/
     STOP                             put there by you: the run saves and stops
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -19,11 +20,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from data.files import TEMPORARY_MARK
+from data.settings import read_settings
+from trainer.checkpoint_files import check_settings
 from trainer.config import RunConfig, differences, to_dict, to_yaml
-from trainer.files import write_atomically
+from trainer.files import link_problem, write_atomically
 from trainer.jumps import REWINDS_FILE
 from trainer.ledger import LEDGER_FILE
 from trainer.stopping import STOP_FILE
@@ -34,12 +35,19 @@ DAMAGE_FILE = "damaged_blocks.jsonl"
 
 @contextmanager
 def own(folder: Path) -> Iterator[None]:
-    """Hold the run's lock; ValueError naming the owner when another job has it. Rank 0 only.
+    """Hold the run's lock; ValueError naming the owner when another job has it, or links
+    that others have planted. Rank 0 only.
 
     The lock is the kernel's: it is gone with its process, however that ended.
     """
+    check_links(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    try:
+        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise ValueError(f"{folder / 'lock'} is a symbolic link: delete it") from None
+        raise
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -57,6 +65,13 @@ def own(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def check_links(folder: Path) -> None:
+    """ValueError where the run's folder, or what is in it, is a link that another user has planted."""
+    entries = list(folder.iterdir()) if folder.is_dir() else []
+    if problems := [problem for path in (folder, *entries) if (problem := link_problem(path))]:
+        raise ValueError("; ".join(problems))
 
 
 def _read(path: Path) -> str:
@@ -87,7 +102,9 @@ def claim(folder: Path, config: RunConfig, resolved_deepspeed: dict[str, Any]) -
     }
     written = folder / "config.yaml"
     if written.exists():
-        changed = differences(yaml.safe_load(written.read_text(encoding="utf-8")), to_dict(config))
+        before = read_settings(written, "settings")
+        check_settings(before, str(written))
+        changed = differences(before, to_dict(config))
         if changed:
             raise ValueError(
                 f"{folder} belongs to a run with other settings: "

@@ -126,7 +126,12 @@ def resume(run: RunConfig, dataset: Dataset, named: NamedState, world: World) ->
         raise ValueError(f"{found} was made with other settings: " + "; ".join(changed))
     if world.is_main:
         print(f"resuming from {found}", flush=True)
-    return known_damage(Path(run.dir), restore(found, named), world)
+    state = restore(found, named)
+    if (lanes := len(state.stream.cursors)) != run.data.num_lanes:
+        raise ValueError(
+            f"{found} has cursors of {lanes} lanes, data.num_lanes is {run.data.num_lanes}"
+        )
+    return known_damage(Path(run.dir), state, world)
 
 
 def announce(run: RunConfig, dataset: Dataset, state: TrainState, world: World) -> None:

@@ -55,16 +55,20 @@ class TrainState:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "TrainState":
-        stream = StreamState.from_json(value["stream"])
-        phases = tuple(Phase.from_json(phase) for phase in value["phases"])
-        return cls(
-            value["step"],
-            value["num_tokens"],
-            value["rows_digest"],
-            stream,
-            phases,
-            value.get("num_skipped_steps", 0),
-        )
+        """ValueError for what `to_json` does not give."""
+        try:
+            return cls(
+                value["step"],
+                value["num_tokens"],
+                value["rows_digest"],
+                StreamState.from_json(value["stream"]),
+                tuple(Phase.from_json(phase) for phase in value["phases"]),
+                value.get("num_skipped_steps", 0),
+            )
+        except (KeyError, TypeError, IndexError) as error:
+            raise ValueError(
+                f"a state is not laid out as this version does it: {type(error).__name__} {error}"
+            ) from None
 
 
 def moved_lanes(state: TrainState, started_from: StreamState) -> dict[int, Cursor]:

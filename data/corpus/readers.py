@@ -13,7 +13,7 @@ import json
 import os
 import tarfile
 from collections.abc import Iterator
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, Self
 
 from data.corpus.encodings import decode
 from data.corpus.html import main_text
@@ -26,6 +26,12 @@ TABLES, HTML, WARC = (".jsonl", ".parquet"), (".html", ".htm"), (".warc", ".arc"
 KINDS = (".txt", *TABLES, *HTML, *WARC, ".tar")
 SUPPORTED = f"{' '.join(KINDS)}, each also {' '.join(COMPRESSIONS)}"
 MAX_BYTES = 64 << 20  # of one document
+MAX_EMPTY_READS = 8
+MAX_HEADER_BYTES = 1 << 20  # of a long name, or of what a PAX header says of a member
+LONG_HEADERS = (
+    tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)  # fmt: skip
 
 
 class Raw(NamedTuple):
@@ -133,24 +139,54 @@ def _from_html(number: int, page: str, metadata: dict[str, str]) -> Raw:
     return Raw(number, text, metadata)
 
 
+class BoundedInfo(tarfile.TarInfo):
+    """A member's header; tarfile would read one of any length into memory."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        info = super().frombuf(buf, encoding, errors)
+        if info.size < 0 or (info.type in LONG_HEADERS and info.size > MAX_HEADER_BYTES):
+            raise tarfile.ReadError(f"a header of {info.size:,} bytes")
+        return info
+
+
+class EndingStream:
+    """A stream that is not read on for ever at its end, as tarfile would for all that a header claims."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream, self._empty_reads = stream, 0
+
+    def read(self, size: int) -> bytes:
+        data = self._stream.read(size)
+        self._empty_reads += not data
+        if self._empty_reads > MAX_EMPTY_READS:
+            raise EOFError("the archive ends within a member")
+        return data
+
+
 def _read_samples(stream: BinaryIO, source: SourceConfig) -> Iterator[Raw]:
-    """Members with one stem are a sample; its first text member is the document."""
+    """Members with one stem are a sample; its first text member is the document. None is ever extracted."""
     number = -1
     previous = None
-    with tarfile.open(fileobj=stream, mode="r|") as archive:
+    ending: Any = EndingStream(stream)  # all that mode "r|" asks for is to read
+    with tarfile.open(fileobj=ending, mode="r|", tarinfo=BoundedInfo) as archive:
         for member in archive:
+            archive.members = []  # pyright: ignore[reportAttributeAccessIssue] - it would keep all
             folder, _, base = member.name.rpartition("/")
             stem, _, extension = base.partition(".")
             key = f"{folder}/{stem}" if folder else stem
-            if not member.isfile() or base.startswith("__") or not extension:
+            if not member.isreg() or member.issparse() or base.startswith("__") or not extension:
                 continue
             ending = extension.rpartition(".")[2].lower()
             if ending not in ("txt", "html", "htm", "json") or key == previous:
                 continue
+            number, previous = number + 1, key
+            if member.size > MAX_BYTES:
+                yield Raw(number, None, {"own_id": key}, "too_long", f"over {MAX_BYTES >> 20} MiB")
+                continue
             file = archive.extractfile(member)
             assert file is not None
-            number, previous = number + 1, key
-            yield _from_member(number, key, ending, file.read(MAX_BYTES + 1), source)
+            yield _from_member(number, key, ending, file.read(), source)
 
 
 def _from_member(number: int, key: str, ending: str, data: bytes, source: SourceConfig) -> Raw:
@@ -159,7 +195,7 @@ def _from_member(number: int, key: str, ending: str, data: bytes, source: Source
     try:
         value: Any = json.loads(data)
         text = value[source.text_field]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         detail = f"{key}.json: no field {source.text_field!r} in it ({type(error).__name__})"
         return Raw(number, None, {"own_id": key}, "unreadable_record", detail)
     if not isinstance(text, str):

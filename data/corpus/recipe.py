@@ -6,9 +6,6 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from data.corpus.boilerplate import RemoveBoilerplate
 from data.corpus.decontaminate import Decontaminate
 from data.corpus.duplicates import DedupConfig
@@ -20,6 +17,7 @@ from data.corpus.normalise import Normalise
 from data.corpus.pii import MaskPII
 from data.corpus.quality import Quality
 from data.corpus.steps import Step
+from data.settings import read_settings
 
 STEPS: dict[str, Callable[..., Step]] = {
     "repair_mojibake": RepairMojibake,
@@ -73,18 +71,7 @@ class Recipe:
 
 def load_recipe(path: Path, overrides: list[str]) -> Recipe:
     """Read a recipe and apply `a.b=value` overrides. ValueError with all problems in one message."""
-    if not path.is_file():
-        raise ValueError(f"recipe {path} does not exist")
-    try:
-        merged = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(overrides))
-        values = OmegaConf.to_container(merged, resolve=False)
-    except (OmegaConfBaseException, OSError, ValueError) as error:
-        raise ValueError(f"recipe {path} cannot be read: {error}") from None
-    except Exception as error:  # PyYAML's errors share no base with OmegaConf's
-        if type(error).__module__.partition(".")[0] != "yaml":
-            raise
-        raise ValueError(f"recipe {path} is not valid YAML: {error}") from None
-    return recipe_from(values, str(path))
+    return recipe_from(read_settings(path, "recipe", overrides), str(path))
 
 
 def recipe_from(values: Any, place: str) -> Recipe:
