@@ -1,5 +1,6 @@
 """Damaged checkpoints, full disks, wrong folders: one clear error, and nothing is lost."""
 
+import json
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -89,6 +90,10 @@ def test_other_settings_are_listed(run: Path, tiny_dataset: Path, tmp_path: Path
         "another dir=",
     ):
         assert part in result.stderr
+    (run / "config.yaml").unlink()  # the checkpoint has the settings, too
+    result = launch(tiny_preset(tmp_path, tiny_dataset, steps=6), "optim.learning_rate=0.5")
+    assert result.returncode == 78
+    assert "was made with other settings: optim.learning_rate: 0.001 -> 0.5" in result.stderr
 
 
 def test_other_shards_are_refused(run: Path, tmp_path: Path) -> None:
@@ -134,6 +139,15 @@ def test_a_second_job_is_told_who_owns_the_run(
     assert result.returncode != 0
     assert result.stderr.count("is being trained by another job") == 1  # rank 0 speaks for both
     assert f'"pid": {os.getpid()}' in result.stderr
+
+
+def test_a_lock_that_leads_elsewhere_is_not_followed(tmp_path: Path) -> None:
+    """Whoever can write into the run's folder must not have another file made or changed by it."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "lock").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match="lock"), own(tmp_path / "run"):
+        pass
+    assert not (tmp_path / "elsewhere").exists()
 
 
 @pytest.mark.parametrize(
@@ -219,6 +233,21 @@ def test_a_full_disk_loses_nothing(small_disk: Path, tiny_dataset: Path, tmp_pat
     assert again.returncode == 0, again.stderr
     assert "resuming from" in again.stdout
     assert [m["step"] for m in read_metrics(small_disk)] == list(range(1, 9))
+
+
+def test_a_stop_that_cannot_be_saved_is_told(
+    small_disk: Path, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    """It was asked to stop, and its only save was refused: that is no status 75, which means saved."""
+    (small_disk / "checkpoints").mkdir()
+    filler = small_disk / "checkpoints" / "filler"
+    filler.write_bytes(b"x" * (shutil.disk_usage(small_disk).free - 500_000))
+    plan = [{"rank": 0, "step": 2, "at": "forward", "do": "term"}]
+    preset = tiny_preset(tmp_path, tiny_dataset, save_every=0)
+    result = launch(preset, script=FAULTY, FAULT_PLAN=json.dumps(plan))
+    assert result.returncode == 74, result.stderr
+    assert "No space left for a checkpoint" in result.stderr
+    assert list_checkpoints(small_disk) == []
 
 
 def test_a_disk_that_fills_while_a_checkpoint_is_written(

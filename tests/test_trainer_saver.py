@@ -94,6 +94,41 @@ def test_killed_before_every_single_change_of_a_file(tmp_path: Path) -> None:
     assert not died and 25 < point < 199, point
 
 
+def test_all_of_a_checkpoint_is_on_disk_before_it_gets_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power failure after the rename finds every file's bytes, and every name of them; then the rename itself."""
+    events: list[tuple[str, Path]] = []
+    fsync, rename, replace = os.fsync, os.rename, os.replace
+
+    def noted_fsync(descriptor: int) -> None:
+        fsync(descriptor)
+        events.append(("synced", Path(os.readlink(f"/proc/self/fd/{descriptor}"))))
+
+    def noted_rename(source: Path, target: Path) -> None:
+        rename(source, target)
+        events.append(("renamed", Path(target)))
+
+    def noted_replace(source: Path, target: Path) -> None:
+        replace(source, target)
+        if ("synced", Path(source)) in events:
+            events.append(("synced", Path(target)))
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(os, "rename", noted_rename)
+    monkeypatch.setattr(os, "replace", noted_replace)
+    save(tmp_path, 1)
+    temporary, final = tmp_path / "checkpoints" / ".tmp-1", list_checkpoints(tmp_path)[0]
+    commit = events.index(("renamed", final))
+    before = [path for what, path in events[:commit] if what == "synced"]
+    files = json.loads((final / "MANIFEST.json").read_text())["files"]
+    assert len(files) == 4
+    wanted = [*map(temporary.joinpath, files), temporary / "MANIFEST.json", temporary / "hf"]
+    assert [path for path in wanted if path not in before] == []
+    assert temporary in before[before.index(temporary / "MANIFEST.json") :]
+    assert ("synced", final.parent) in events[commit:]
+
+
 def flips(folder: Path, number: int) -> str:
     """Damage one file of a checkpoint at random: a bit, a cut, a zeroed page, two swapped files."""
     rng = random.Random(number)
