@@ -191,6 +191,21 @@ def test_what_is_no_dataset(tmp_path, root):
         Dataset.open(root)
 
 
+def test_ids_and_sums_that_cannot_be_are_refused(root):
+    """The bytes are those that were written, but what wrote them was wrong: checked before any embedding."""
+    dataset = Dataset.open(root)
+    largest = int(dataset.read_block(0).tokens.max())
+    dataset.vocab_size = largest
+    with pytest.raises(DamagedBlock, match=f"token id {largest} with a vocabulary of {largest}"):
+        dataset.read_block(0)
+    for name in ("num_tokens", "num_documents", "num_sentences"):
+        dataset = Dataset.open(root)
+        dataset.blocks = np.array(dataset.blocks)
+        dataset.blocks[name][0] += 1
+        with pytest.raises(DamagedBlock, match=rf"block 0 .* is inconsistent: {name[4:]} against"):
+            dataset.read_block(0)
+
+
 def regions_of(shard: Path) -> dict[str, list[int]]:
     """Positions of bytes to flip: of headers, payloads, padding, the index and the archive's end."""
     found: dict[str, list[int]] = {

@@ -1,4 +1,4 @@
-"""What `cloze train` makes of how its processes end. They are shell scripts here, so that a start takes no time."""
+"""What `cloze train` makes of how its processes end: shell scripts here, so that a start takes no time."""
 
 import os
 import signal

@@ -97,7 +97,7 @@ def test_killed_before_every_single_change_of_a_file(tmp_path: Path) -> None:
 def test_all_of_a_checkpoint_is_on_disk_before_it_gets_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A power failure after the rename finds every file's bytes, and every name of them; then the rename itself."""
+    """A power failure finds the checkpoint with all its bytes, or without its name."""
     events: list[tuple[str, Path]] = []
     fsync, rename, replace = os.fsync, os.rename, os.replace
 
