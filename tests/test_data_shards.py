@@ -5,6 +5,7 @@ import gc
 import json
 import os
 import pickle
+import random
 import shutil
 import sys
 import tarfile
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import webdataset
 import zstandard
+from damage_support import KINDS, SILENT, damage_dataset
 from shard_support import make_dataset, read_documents
 
 from data.files import file_digest
@@ -222,6 +224,13 @@ def regions_of(shard: Path) -> dict[str, list[int]]:
     end = members[-1].offset_data + 512
     found["end"] = [end, (end + shard.stat().st_size) // 2, shard.stat().st_size - 1]
     return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_damage_is_silent(kind, root):
+    found = damage_dataset(root, kind, 150, random.Random(1))
+    assert SILENT not in found and found["refused when read"] > 30, found
+    Dataset.open(root).verify()  # all was undone
 
 
 def samples_of(shard: Path) -> list[dict[str, bytes]] | str:
