@@ -4,9 +4,12 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
+import xxhash
+
 from data.files import file_digest, folder_digest
 
 FORMAT = "cloze-shards-v1"
+SEAL = "entries_xxh3"  # xxh3_128 of the other entries as JSON, in their order
 Split = Literal["train", "heldout"]
 SPLITS: tuple[Split, Split] = ("train", "heldout")
 TOKENIZER_FILES = (  # all that may be in tokenizer/
@@ -21,8 +24,18 @@ TOKENIZER_FILES = (  # all that may be in tokenizer/
 )
 
 
+def sealed(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The manifest with a digest of all its other entries: nothing else vouches for a special token's id."""
+    rest = {name: value for name, value in manifest.items() if name != SEAL}
+    written = json.dumps(rest, ensure_ascii=False, separators=(",", ":"))
+    return {**rest, SEAL: xxhash.xxh3_128_hexdigest(written.encode("utf-8"))}
+
+
 def parse_manifest(place: str, raw: bytes) -> dict[str, Any]:
-    """ValueError, naming `place`, for what is no manifest of this format."""
+    """ValueError, naming `place`, for what is no manifest of this format, or not as it was written.
+
+    Manifests without a seal are those of earlier versions.
+    """
     try:
         manifest = json.loads(raw)
     except ValueError as error:
@@ -30,6 +43,11 @@ def parse_manifest(place: str, raw: bytes) -> dict[str, Any]:
     found = manifest.get("format") if isinstance(manifest, dict) else None
     if found != FORMAT:
         raise ValueError(f"{place} has format {found!r}; this version reads {FORMAT!r}")
+    if SEAL in manifest and (wanted := sealed(manifest)[SEAL]) != manifest[SEAL]:
+        raise ValueError(
+            f"{place} is damaged, or was edited: the digest of its entries is {wanted}, it says "
+            f"{manifest[SEAL]}. Restore it from a copy, or prepare the dataset again"
+        )
     return manifest
 
 

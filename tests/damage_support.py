@@ -68,13 +68,13 @@ def damage_checkpoint(folder: Path, kind: str, count: int, rng: random.Random) -
 
 
 def damage_dataset(root: Path, kind: str, count: int, rng: random.Random) -> Counter[str]:
-    """Damage shards, block table and tokenizer of a dataset; who has found it, the first of those who look.
+    """Damage shards, tables and tokenizer of a dataset; who has found it, the first of those who look.
 
     A dataset that was opened before the damage, as training's, must refuse every block that has changed.
     Of bytes of a shard that are in no block training knows nothing: `verify` has to find those.
     """
     found: Counter[str] = Counter()
-    tables = [root / "blocks.npy", *files_of(root / "tokenizer")]
+    tables = [root / "manifest.json", root / "blocks.npy", *files_of(root / "tokenizer")]
     shards = sorted(path for path in root.glob("*/*/*.tar"))
     opened = Dataset.open(root)
     blocks_of: dict[Path, list[int]] = {path: [] for path in shards}

@@ -17,6 +17,7 @@ from remote_support import SHARD, blocks_of, equal, quick_options, same_blocks
 from shard_support import make_dataset
 
 from data.http_ranges import basic
+from data.manifest import sealed
 from data.shards import Block, DamagedBlock, Dataset, StorageOptions, Unreachable, UnreachableBlock
 
 
@@ -82,7 +83,7 @@ def test_ten_thousand_shards_are_not_asked_for(server, options):
     manifest = json.loads((server.root / "manifest.json").read_text())
     entry = manifest["sources"]["src"]["train"]["shards"][0]
     manifest["sources"]["src"]["train"]["shards"] = [entry] * 10_000
-    (server.root / "manifest.json").write_text(json.dumps(manifest))
+    (server.root / "manifest.json").write_text(json.dumps(sealed(manifest)))
     server.requests.clear()
     Dataset.open(server.url, options)
     assert len(server.requests) == num_requests

@@ -21,6 +21,7 @@ from damage_support import KINDS, SILENT, damage_dataset
 from shard_support import make_dataset, read_documents
 
 from data.files import file_digest
+from data.manifest import SEAL, sealed
 from data.shard_writer import TokenisedDocument, document_parts
 from data.shards import BLOCK_DTYPE, Block, DamagedBlock, Dataset, UnreachableBlock
 
@@ -163,6 +164,18 @@ def test_a_shard_cut_off_is_noticed(root):
     with pytest.raises(UnreachableBlock, match=f"block {broken} .*No such file") as error:
         dataset.read_block(broken)
     assert error.value.index == broken
+
+
+def test_an_edited_manifest_is_refused_and_one_of_earlier_versions_read(root):
+    path = root / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["tokenizer"]["special_ids"]["[PAD]"] = 1
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=r"manifest\.json is damaged, or was edited: the digest"):
+        Dataset.open(root)
+    del manifest[SEAL]
+    path.write_text(json.dumps(manifest))
+    assert Dataset.open(root).special_ids["[PAD]"] == 1
 
 
 def test_all_problems_are_told_at_once(root):
@@ -365,7 +378,7 @@ def test_opening_costs_no_work_per_block(root):
             "xxh3": file_digest(root / "blocks.npy"),
             "num_blocks": num_blocks,
         }
-        (root / "manifest.json").write_text(json.dumps(manifest))
+        (root / "manifest.json").write_text(json.dumps(sealed(manifest)))
 
         def work(expected: int = num_blocks) -> None:
             dataset = Dataset.open(root)
