@@ -15,6 +15,7 @@ import numpy as np
 from data.documents import ReadOptions
 from data.files import read_json, remove_temporaries, sync_folder, write_array, write_json
 from data.inputs import capped, find_files
+from data.manifest import sealed
 from data.plan import MANIFEST_FILE, PLAN_FILE, PrepareConfig, differences, locked_folder, make_plan
 from data.prepare import check_splits, entropy_facts
 from data.progress import explain_full_disk, print_summary, stage
@@ -154,7 +155,7 @@ def _publish(
         "sources": {**dataset.manifest["sources"], **contents_of(job.sources, written)},
         "blocks": table_facts(table),
     }
-    write_json(folder / MANIFEST_FILE, manifest)
+    write_json(folder / MANIFEST_FILE, sealed(manifest))
     _replace_tables(job.root)
 
 

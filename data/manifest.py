@@ -1,13 +1,17 @@
 """A dataset's manifest.json in, what it promises out, and what of a folder does not keep it."""
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import xxhash
+
 from data.files import file_digest, folder_digest, parse_json, read_small
 
 FORMAT = "cloze-shards-v1"
+SEAL = "entries_xxh3"  # xxh3_128 of the other entries as JSON, in their order
 Split = Literal["train", "heldout"]
 SPLITS: tuple[Split, Split] = ("train", "heldout")
 TOTALS = ("num_documents", "num_tokens", "num_sentences")
@@ -28,6 +32,13 @@ TOKENIZER_FILES = (  # all that may be in tokenizer/
 )
 
 
+def sealed(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The manifest with a digest of all its other entries: nothing else vouches for a special token's id."""
+    rest = {name: value for name, value in manifest.items() if name != SEAL}
+    written = json.dumps(rest, ensure_ascii=False, separators=(",", ":"))
+    return {**rest, SEAL: xxhash.xxh3_128_hexdigest(written.encode("utf-8"))}
+
+
 def read_manifest(path: Path) -> tuple[bytes, dict[str, Any]]:
     """A local manifest.json: its bytes, and what they say. ValueError as of `parse_manifest`."""
     raw = read_small(path)
@@ -37,12 +48,18 @@ def read_manifest(path: Path) -> tuple[bytes, dict[str, Any]]:
 def parse_manifest(place: str, raw: bytes) -> dict[str, Any]:
     """What a manifest says. ValueError, naming `place`, for what is no manifest of this format.
 
-    Whoever wrote it decides where we read, and how much: every name and number in it is looked at here.
+    Whoever wrote it decides where we read, and how much: every name and number in it is looked at here. Those
+    without a seal are of earlier versions.
     """
     manifest = parse_json(place, raw)
     found = manifest.get("format") if isinstance(manifest, dict) else None
     if found != FORMAT:
         raise ValueError(f"{place} has format {found!r}; this version reads {FORMAT!r}")
+    if SEAL in manifest and (wanted := sealed(manifest)[SEAL]) != manifest[SEAL]:
+        raise ValueError(
+            f"{place} is damaged, or was edited: the digest of its entries is {wanted}, it says "
+            f"{manifest[SEAL]}. Restore it from a copy, or prepare the dataset again"
+        )
     if problems := _manifest_problems(manifest):
         more = f"; and {len(problems) - MAX_TOLD} more" if len(problems) > MAX_TOLD else ""
         raise ValueError(f"{place} is damaged: " + "; ".join(problems[:MAX_TOLD]) + more)

@@ -12,6 +12,7 @@ import xxhash
 import zstandard
 
 from data.files import file_digest, publishing, write_array, write_json
+from data.manifest import sealed
 from data.shards import (
     BLOCK_DTYPE,
     FORMAT,
@@ -219,10 +220,8 @@ def publish_dataset(
     path = root / "blocks.npy"
     write_array(path, table_of(written))
     contents = contents_of(sources, written)
-    write_json(
-        root / "manifest.json",
-        {"format": FORMAT, **facts, "sources": contents, "blocks": table_facts(path)},
-    )
+    manifest = {"format": FORMAT, **facts, "sources": contents, "blocks": table_facts(path)}
+    write_json(root / "manifest.json", sealed(manifest))
 
 
 def table_of(written: list[tuple[ShardAddress, WrittenShard]]) -> np.ndarray:

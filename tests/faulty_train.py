@@ -5,14 +5,16 @@ of trainer.activity; "join": the other processes) in the step after `step` compl
 `times` steps; "once" names a file that keeps it from happening again, "after" one that must be there. The
 program itself has no hooks: what is patched here is its own functions.
 
-do: kill, stop (SIGSTOP), exit0, segv, raise, sleep (seconds), term, usr1, nan (the loss), spike (the loss times
-1e4), gil (the interpreter stuck), oom (takes all memory of the control group `cgroup`). Other variables:
-FULL_DISK and FULL_DISK_STEP, BROKEN_DISK_STEP, FLIP_STEP, NAN_STEP, CLOCK_SKEW (seconds that time.time is
-wrong by), JOIN_SECONDS (of waiting for the other processes). UNPROTECTED names a protection to switch off.
+do: kill, kill loader (the rank's loader processes), stop (SIGSTOP), exit0, segv, raise, sleep (seconds), term,
+usr1, nan (the loss), spike (the loss times 1e4), gil (the interpreter stuck), oom (takes all memory of the
+control group `cgroup`). Other variables: FULL_DISK and FULL_DISK_STEP, BROKEN_DISK_STEP, FLIP_STEP, NAN_STEP,
+CLOCK_SKEW (seconds that time.time is wrong by), JOIN_SECONDS (of waiting for the other processes).
+UNPROTECTED names a protection to switch off.
 """
 
 import ctypes
 import json
+import multiprocessing
 import os
 import signal
 import sys
@@ -61,6 +63,9 @@ def act(fault: dict[str, Any]) -> None:
         raise RuntimeError("a planned fault")
     elif fault["do"] == "sleep":
         time.sleep(fault["seconds"])
+    elif fault["do"] == "kill loader":
+        for process in multiprocessing.active_children():
+            os.kill(process.pid or 0, signal.SIGKILL)
     elif fault["do"] == "oom":
         Path(fault["cgroup"], "cgroup.procs").write_text(str(os.getpid()))
         _ = [bytearray(os.urandom(1 << 20)) for _ in range(1 << 12)]

@@ -20,6 +20,7 @@ from support import ROOT, environment
 
 from data.block_table import BLOCK_DTYPE
 from data.files import file_digest
+from data.manifest import sealed
 from trainer.checkpoint_files import FORMAT
 from trainer.checkpoint_write import facts_of
 
@@ -84,7 +85,7 @@ def edit_manifest(root: Path, change: Callable[[dict[str, Any]], object]) -> Non
         "xxh3": file_digest(root / "blocks.npy"),
     }
     change(manifest)
-    (root / "manifest.json").write_text(json.dumps(manifest))
+    (root / "manifest.json").write_text(json.dumps(sealed(manifest)))
 
 
 def replace_first_block(root: Path, forge: Callable[[bytes], bytes]) -> None:

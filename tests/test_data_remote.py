@@ -17,6 +17,7 @@ from remote_support import SHARD, blocks_of, equal, quick_options, same_blocks
 from shard_support import make_dataset
 
 from data.http_ranges import basic
+from data.manifest import sealed
 from data.shards import Block, DamagedBlock, Dataset, StorageOptions, Unreachable, UnreachableBlock
 
 
@@ -85,7 +86,7 @@ def test_ten_thousand_shards_are_not_asked_for(server, options):
         {**shards[0], "path": f"src/train/src-train-{number:06d}.tar"}
         for number in range(len(shards), 10_000)
     ]
-    (server.root / "manifest.json").write_text(json.dumps(manifest))
+    (server.root / "manifest.json").write_text(json.dumps(sealed(manifest)))
     server.requests.clear()
     Dataset.open(server.url, options)
     assert len(server.requests) == num_requests

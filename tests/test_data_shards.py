@@ -5,6 +5,7 @@ import gc
 import json
 import os
 import pickle
+import random
 import shutil
 import sys
 import tarfile
@@ -16,9 +17,11 @@ import numpy as np
 import pytest
 import webdataset
 import zstandard
+from damage_support import KINDS, SILENT, damage_dataset
 from shard_support import make_dataset, read_documents
 
 from data.files import file_digest
+from data.manifest import SEAL, sealed
 from data.shard_writer import TokenisedDocument, document_parts
 from data.shards import BLOCK_DTYPE, Block, DamagedBlock, Dataset, UnreachableBlock
 
@@ -163,6 +166,18 @@ def test_a_shard_cut_off_is_noticed(root):
     assert error.value.index == broken
 
 
+def test_an_edited_manifest_is_refused_and_one_of_earlier_versions_read(root):
+    path = root / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["tokenizer"]["special_ids"]["[PAD]"] = 1
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=r"manifest\.json is damaged, or was edited: the digest"):
+        Dataset.open(root)
+    del manifest[SEAL]
+    path.write_text(json.dumps(manifest))
+    assert Dataset.open(root).special_ids["[PAD]"] == 1
+
+
 def test_all_problems_are_told_at_once(root):
     (root / "src/train/src-train-000000.tar").unlink()
     (root / "tokenizer/tokenizer.json").write_text("{ }")
@@ -191,6 +206,21 @@ def test_what_is_no_dataset(tmp_path, root):
         Dataset.open(root)
 
 
+def test_ids_and_sums_that_cannot_be_are_refused(root):
+    """The bytes are those that were written, but what wrote them was wrong: checked before any embedding."""
+    dataset = Dataset.open(root)
+    largest = int(dataset.read_block(0).tokens.max())
+    dataset.vocab_size = largest
+    with pytest.raises(DamagedBlock, match=f"token id {largest} with a vocabulary of {largest}"):
+        dataset.read_block(0)
+    for name in ("num_tokens", "num_documents", "num_sentences"):
+        dataset = Dataset.open(root)
+        dataset.blocks = np.array(dataset.blocks)
+        dataset.blocks[name][0] += 1
+        with pytest.raises(DamagedBlock, match=rf"block 0 .* is inconsistent: {name[4:]} against"):
+            dataset.read_block(0)
+
+
 def regions_of(shard: Path) -> dict[str, list[int]]:
     """Positions of bytes to flip: of headers, payloads, padding, the index and the archive's end."""
     found: dict[str, list[int]] = {
@@ -207,6 +237,13 @@ def regions_of(shard: Path) -> dict[str, list[int]]:
     end = members[-1].offset_data + 512
     found["end"] = [end, (end + shard.stat().st_size) // 2, shard.stat().st_size - 1]
     return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_damage_is_silent(kind, root):
+    found = damage_dataset(root, kind, 150, random.Random(1))
+    assert SILENT not in found and found["refused when read"] > 30, found
+    Dataset.open(root).verify()  # all was undone
 
 
 def samples_of(shard: Path) -> list[dict[str, bytes]] | str:
@@ -341,7 +378,7 @@ def test_opening_costs_no_work_per_block(root):
             "xxh3": file_digest(root / "blocks.npy"),
             "num_blocks": num_blocks,
         }
-        (root / "manifest.json").write_text(json.dumps(manifest))
+        (root / "manifest.json").write_text(json.dumps(sealed(manifest)))
 
         def work(expected: int = num_blocks) -> None:
             dataset = Dataset.open(root)

@@ -66,7 +66,7 @@ def test_a_url_that_went_through_a_path_is_told():
         ("http://", "names no host"),
         ("s3://key:hunter2@bucket/set", "carries a user"),
         ("https://host/set/manifest.json?sig=hunter2", "names a file"),
-        ("nonsense://host/set", "no known kind of storage"),
+        ("nonsense://host/set", "nonsense:// is not read; http, https, s3 and gs are"),
         ("https://me:hunter2/x@host/set", "port that is no number"),
         ("https://host/set#a", "has a #"),
     ],

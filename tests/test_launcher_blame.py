@@ -10,6 +10,7 @@ import pytest
 from people_support import command
 from support import launch, tiny_preset
 
+from data.manifest import sealed
 from launcher import blame
 
 PHASES = [
@@ -155,7 +156,7 @@ def test_a_dataset_that_was_moved_or_changed(copied: Path, tiny_dataset: Path, c
     status, report = reported(capsys, copied, 9, "--dataset", moved)
     assert status == 0 and report["dataset"] == str(moved)
     manifest = moved / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"seed": 1', '"seed": 2'))
+    manifest.write_text(json.dumps(sealed({**json.loads(manifest.read_text()), "seed": 2})))
     with pytest.raises(ValueError, match="it was changed since, prepared anew, or is another one"):
         command(blame, copied, 9, "--dataset", moved)
     manifest.write_bytes((tiny_dataset / "manifest.json").read_bytes())

@@ -10,6 +10,7 @@ import pytest
 from prepare_support import config, corpus, dataset
 
 from data.dataset_check import dataset_problems
+from data.manifest import sealed
 from data.shards import SPLITS, Dataset
 from data.vocab import Tokenizer
 from launcher.shards import add_arguments, run
@@ -80,7 +81,7 @@ def test_a_manifest_that_disagrees_with_the_table(copy):
     manifest = json.loads((copy / "manifest.json").read_text())
     manifest["sources"]["long"]["train"]["num_tokens"] += 1
     moved = manifest["sources"]["mixed"]["train"]["shards"].pop()
-    (copy / "manifest.json").write_text(json.dumps(manifest))
+    (copy / "manifest.json").write_text(json.dumps(sealed(manifest)))
     problems = "\n".join(dataset_problems(copy, 1))
     assert "long train: num_tokens is" in problems
     assert f"{moved['path']} is not in the manifest" in problems

@@ -1,5 +1,6 @@
 """Disks that are full, read-only or broken: said with path and cause, and what is committed stays."""
 
+import json
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -53,7 +54,7 @@ def test_a_full_disk_loses_nothing(small_disk: Path, tiny_dataset: Path, tmp_pat
     result = launch(preset)
     assert result.returncode == 74, result.stderr
     assert "No space left for a checkpoint" in result.stderr and "MB are free" in result.stderr
-    assert "save failed at step" in result.stdout  # once is not the end
+    assert result.stdout.count("save failed at step") == 1  # once is not the end, twice is
     kept = list_checkpoints(small_disk)
     assert kept and all(problems_of(checkpoint) == [] for checkpoint in kept)
     for checkpoint in kept[:-1]:
@@ -62,6 +63,21 @@ def test_a_full_disk_loses_nothing(small_disk: Path, tiny_dataset: Path, tmp_pat
     assert again.returncode == 0, again.stderr
     assert "resuming from" in again.stdout
     assert [m["step"] for m in read_metrics(small_disk)] == list(range(1, 9))
+
+
+def test_a_stop_that_cannot_be_saved_is_told(
+    small_disk: Path, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    """It was asked to stop, and its only save was refused: that is no status 75, which means saved."""
+    (small_disk / "checkpoints").mkdir()
+    filler = small_disk / "checkpoints" / "filler"
+    filler.write_bytes(b"x" * (shutil.disk_usage(small_disk).free - 500_000))
+    plan = [{"rank": 0, "step": 2, "at": "forward", "do": "term"}]
+    preset = tiny_preset(tmp_path, tiny_dataset, save_every=0)
+    result = launch(preset, script=FAULTY, FAULT_PLAN=json.dumps(plan))
+    assert result.returncode == 74, result.stderr
+    assert "No space left for a checkpoint" in result.stderr
+    assert list_checkpoints(small_disk) == []
 
 
 def test_a_disk_that_fills_while_a_checkpoint_is_written(

@@ -87,6 +87,10 @@ def test_other_settings_are_listed(run: Path, tiny_dataset: Path, tmp_path: Path
         "another dir=",
     ):
         assert part in result.stderr
+    (run / "config.yaml").unlink()  # the checkpoint has the settings, too
+    result = launch(tiny_preset(tmp_path, tiny_dataset, steps=6), "optim.learning_rate=0.5")
+    assert result.returncode == 78
+    assert "was made with other settings: optim.learning_rate: 0.001 -> 0.5" in result.stderr
 
 
 def test_other_shards_are_refused(run: Path, tmp_path: Path) -> None:
@@ -132,6 +136,15 @@ def test_a_second_job_is_told_who_owns_the_run(
     assert result.returncode != 0
     assert result.stderr.count("is being trained by another job") == 1  # rank 0 speaks for both
     assert f'"pid": {os.getpid()}' in result.stderr
+
+
+def test_a_lock_that_leads_elsewhere_is_not_followed(tmp_path: Path) -> None:
+    """Whoever can write into the run's folder must not have another file made or changed by it."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "lock").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="lock is a symbolic link"), own(tmp_path / "run"):
+        pass
+    assert not (tmp_path / "elsewhere").exists()
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,20 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from support import ROOT, launch, read_metrics, tiny_preset
 
 from data.lanes import DataConfig, Lanes, StreamState
+from data.phases import Phase
 from data.shards import Dataset
+from trainer.config import load_config
+from trainer.state import TrainState
+from trainer.stretch import _in_phase
+from trainer.world import AgreedError, World
 
 EXACT = ("loss", "mlm_loss", "nsp_loss", "num_tokens", "rows_digest")
 PHASES = [
@@ -85,6 +92,20 @@ def test_a_change_by_hand_needs_new_phase_and_is_remembered(
     assert state["stream"]["row"] == 80 + 4 * 32
     again = launch(preset, *changed)  # the phase goes on without being asked for again
     assert again.returncode == 0, again.stderr
+
+
+def test_a_planned_phase_is_no_leave_for_another_dataset(
+    tiny_dataset: Path, tmp_path: Path
+) -> None:
+    """It may come with the settings that were planned; other shards need to be asked for."""
+    run = load_config(tiny_preset(tmp_path, tiny_dataset, **START), [])
+    dataset, world = Dataset.open(tiny_dataset), World(0, 1, 0, torch.device("cpu"))
+    before = Phase.of(run.data, dataset, 16, 0, 0)
+    state = TrainState(3, 0, 0, StreamState.start(16, 1), (before,))
+    planned = replace(before, first_step=3, first_row=48, global_batch_size=32)
+    assert _in_phase(run, state, planned, world, False).phases == (before, planned)
+    with pytest.raises(AgreedError, match=r"dataset_digest: .* add --new-phase"):
+        _in_phase(run, state, replace(planned, dataset_digest="0" * 32), world, False)
 
 
 def test_phases_that_cannot_be_are_refused_at_the_door(tiny_dataset: Path, tmp_path: Path) -> None:

@@ -10,8 +10,15 @@ import pytest
 import torch
 from support import ROOT, environment, free_port, launch, read_metrics, tiny_preset
 
+from data.lanes import StreamState
 from data.shards import Dataset
 from launcher import cli
+from model.hf_parity import REPORT_FILE
+from model.weights import fresh_weights
+from trainer import job
+from trainer.config import load_config
+from trainer.loop import seed_dropout
+from trainer.state import TrainState
 
 LOSSES = ("loss", "mlm_loss", "nsp_loss", "grad_norm", "learning_rate")
 
@@ -96,6 +103,21 @@ def test_cloze_train_starts_several_processes(
     assert_same_curve(tmp_path / "run", one_process)
 
 
+def test_a_lock_that_a_killed_compiler_left_is_not_waited_for(
+    tiny_dataset: Path, tmp_path: Path
+) -> None:
+    """DeepSpeed waits for it for ever, without a word; here nothing is compiled at all."""
+    left = tmp_path / "extensions" / "deepspeed_shm_comm" / "lock"
+    left.parent.mkdir(parents=True)
+    left.touch()
+    preset = tiny_preset(
+        tmp_path, tiny_dataset, deepspeed=str(ROOT / "ds_configs/zero2_offload.json")
+    )
+    result = launch(preset, processes=2, TORCH_EXTENSIONS_DIR=str(tmp_path / "extensions"))
+    assert result.returncode == 0, result.stderr
+    assert [p for p in (tmp_path / "extensions").rglob("*") if p.is_file()] == [left]
+
+
 def test_micro_batch_size_changes_dropout_but_not_the_rows_or_the_loss(
     tiny_dataset: Path, tmp_path: Path
 ) -> None:
@@ -107,6 +129,36 @@ def test_micro_batch_size_changes_dropout_but_not_the_rows_or_the_loss(
         result = launch(tiny_preset(folder, tiny_dataset, model=still, micro_batch_size=size))
         assert result.returncode == 0, result.stderr
     assert_same_curve(tmp_path / "2" / "run", tmp_path / "16" / "run")
+
+
+def test_dropout_belongs_to_a_row_of_a_run() -> None:
+    def drawn(seed: int, first_row: int) -> list[float]:
+        seed_dropout(seed, first_row)
+        return torch.rand(4).tolist()
+
+    assert drawn(1, 8) == drawn(1, 8)
+    assert len({tuple(drawn(seed, row)) for seed in (1, 2) for row in (0, 8, 16)}) == 6
+
+
+def test_a_checkpoint_whose_export_is_another_model_is_refused(
+    tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the saver calls for hf/: the folder is read again, and compared with what was trained."""
+    run, dataset = load_config(tiny_preset(tmp_path, tiny_dataset), []), Dataset.open(tiny_dataset)
+    state = TrainState(3, 0, 0, StreamState(0, ()))
+    weights = dict(fresh_weights(run.model, dataset.vocab_size, seed=1))
+    write = job._hf_writer(run, dataset, state)
+    write(weights, tmp_path / "right")
+    assert json.loads((tmp_path / "right" / REPORT_FILE).read_text())["weights"] == "equal"
+    name = "embeddings.word_embeddings.weight"
+    export = job.export_hf
+    monkeypatch.setattr(
+        job,
+        "export_hf",
+        lambda w, *rest, **named: export({**w, name: w[name] + 1e-6}, *rest, **named),
+    )
+    with pytest.raises(ValueError, match="does not hold what was trained"):
+        write(weights, tmp_path / "wrong")
 
 
 def test_what_a_run_folder_holds(one_process: Path) -> None:

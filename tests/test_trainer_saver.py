@@ -12,6 +12,7 @@ from threading import Event
 
 import pytest
 import torch
+from damage_support import KINDS, SILENT, damage_checkpoint
 from support import FAULTY, ROOT, launch, read_metrics, tiny_preset
 from test_trainer_stopping import ledger
 
@@ -94,48 +95,47 @@ def test_killed_before_every_single_change_of_a_file(tmp_path: Path) -> None:
     assert not died and 25 < point < 199, point
 
 
-def flips(folder: Path, number: int) -> str:
-    """Damage one file of a checkpoint at random: a bit, a cut, a zeroed page, two swapped files."""
-    rng = random.Random(number)
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size)
-    path = rng.choice(paths)
-    content = bytearray(path.read_bytes())
-    kind = number % 13
-    if kind == 10:
-        content = content[: rng.randrange(len(content))]
-    elif kind == 11:
-        content[:4096] = bytes(x ^ 255 for x in content[:4096])
-    elif kind == 12:
-        other = rng.choice([p for p in paths if p != path])
-        content = bytearray(other.read_bytes())
-    else:
-        content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
-    path.write_bytes(content)
-    return f"{path}, kind {kind}"
+def test_all_of_a_checkpoint_is_on_disk_before_it_gets_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power failure finds the checkpoint with all its bytes, or without its name."""
+    events: list[tuple[str, Path]] = []
+    fsync, rename, replace = os.fsync, os.rename, os.replace
 
+    def noted_fsync(descriptor: int) -> None:
+        fsync(descriptor)
+        events.append(("synced", Path(os.readlink(f"/proc/self/fd/{descriptor}"))))
 
-def unseen_damage(folder: Path, count: int) -> list[str]:
-    """Of `count` damages of a checkpoint, those that neither the check nor the reader finds."""
-    whole = folder.with_name("whole")
-    shutil.copytree(folder, whole)
-    unseen = []
-    for number in range(count):
-        shutil.rmtree(folder)
-        shutil.copytree(whole, folder)
-        damaged = flips(folder, number)
-        same = all(
-            (folder / p.relative_to(whole)).read_bytes() == p.read_bytes()
-            for p in whole.rglob("*")
-            if p.is_file()
-        )
-        if not same and not checkpoint_files.problems_of(folder):
-            unseen.append(damaged)
-    return unseen
+    def noted_rename(source: Path, target: Path) -> None:
+        rename(source, target)
+        events.append(("renamed", Path(target)))
 
+    def noted_replace(source: Path, target: Path) -> None:
+        replace(source, target)
+        if ("synced", Path(source)) in events:
+            events.append(("synced", Path(target)))
 
-def test_no_damage_is_silent(tmp_path: Path) -> None:
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(os, "rename", noted_rename)
+    monkeypatch.setattr(os, "replace", noted_replace)
     save(tmp_path, 1)
-    assert unseen_damage(list_checkpoints(tmp_path)[0], 500) == []
+    temporary, final = tmp_path / "checkpoints" / ".tmp-1", list_checkpoints(tmp_path)[0]
+    commit = events.index(("renamed", final))
+    before = [path for what, path in events[:commit] if what == "synced"]
+    files = json.loads((final / "MANIFEST.json").read_text())["files"]
+    assert len(files) == 4
+    wanted = [*map(temporary.joinpath, files), temporary / "MANIFEST.json", temporary / "hf"]
+    assert [path for path in wanted if path not in before] == []
+    assert temporary in before[before.index(temporary / "MANIFEST.json") :]
+    assert ("synced", final.parent) in events[commit:]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_damage_is_silent(kind: str, tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    found = damage_checkpoint(list_checkpoints(tmp_path)[0], kind, 150, random.Random(1))
+    assert found == {"refused": 150}
+    assert problems_of(list_checkpoints(tmp_path)[0]) == []  # all was undone
 
 
 def test_without_hashes_damage_would_be_silent(
@@ -148,7 +148,8 @@ def test_without_hashes_damage_would_be_silent(
     for facts in manifest["files"].values():
         facts["sha256"] = ""
     files.write_text(json.dumps(manifest))
-    assert len(unseen_damage(list_checkpoints(tmp_path)[0], 100)) > 30
+    found = damage_checkpoint(list_checkpoints(tmp_path)[0], "flips", 100, random.Random(1))
+    assert found[SILENT] > 30
 
 
 def test_pieces_are_put_together(tmp_path: Path) -> None:

@@ -187,14 +187,17 @@ def is_listened_to(port: int) -> bool:
         return caller.connect_ex(("127.0.0.1", port)) == 0
 
 
-def test_nobody_is_left_when_the_launcher_is_killed(tiny_dataset: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("launcher", ["cloze train", "torchrun"])
+def test_nobody_is_left_when_the_launcher_is_killed(
+    launcher: str, tiny_dataset: Path, tmp_path: Path
+) -> None:
     """Its processes are told by the kernel; they save, and leave."""
     preset = tiny_preset(tmp_path, tiny_dataset, steps=100_000, save_every=0)
-    process = subprocess.Popen(
-        [*train_command(1, ["-m", "launcher.cli", "train"]), str(preset), "--processes", "2"],
-        cwd=ROOT,
-        env=environment(),
-    )
+    command = [*train_command(2), str(preset)]
+    if launcher == "cloze train":
+        cloze = train_command(1, ["-m", "launcher.cli", "train"])
+        command = [*cloze, str(preset), "--processes", "2"]
+    process = subprocess.Popen(command, cwd=ROOT, env=environment())
     wait_for_step(tmp_path / "run", 3)
     process.kill()
     process.wait()

@@ -114,11 +114,13 @@ def test_a_job_that_was_suspended_is_no_hang(
     assert curve(tmp_path / "run") == unbroken
 
 
-@pytest.mark.parametrize("do", ["kill", "segv", "exit0", "raise"])
+@pytest.mark.parametrize("do", ["kill", "kill loader", "segv", "exit0", "raise"])
 def test_a_rank_that_dies_is_no_success_and_the_run_goes_on(
     do: str, unbroken: list[tuple], tiny_dataset: Path, tmp_path: Path
 ) -> None:
-    preset = tiny_preset(tmp_path, tiny_dataset, steps=STEPS)
+    """So with a process that reads its data."""
+    loaders = {"num_workers": int(do == "kill loader")}
+    preset = tiny_preset(tmp_path, tiny_dataset, steps=STEPS, data=loaders)
     fault = {"rank": 1, "step": 8, "at": "backward", "do": do, "once": str(tmp_path / "once")}
     result = cloze_train(preset, [fault])
     assert result.returncode == 0, result.stderr[-3000:]

@@ -161,8 +161,9 @@ def end_job(
     job.activity.enter("save")
     if job.saver.saved_step != state.step:
         save(run, job, state, stretch, world)
-    if problems := job.saver.wait():
-        raise OSError("; ".join(problems))
+    job.saver.wait()
+    if job.saver.saved_step != state.step:
+        raise OSError("; ".join(job.saver.failures))
     job.ledger.status = "done" if state.step == run.steps else "preempted"
     if job.ledger.status == "preempted":
         reasons = enumerate(world.gather(stop.reason))
