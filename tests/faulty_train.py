@@ -23,8 +23,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT)]
-sys.path.remove(str(ROOT / "tests"))
+sys.path[:] = [str(ROOT), *(path for path in sys.path if path != str(ROOT / "tests"))]
 
 from launcher.train import leave, main  # noqa: E402
 from trainer.activity import Activity  # noqa: E402
