@@ -22,10 +22,14 @@ from pathlib import Path
 from data.corpus.readers import read_file
 from data.corpus.recipe import SourceConfig
 from data.shards import Dataset
+from model.config import ModelConfig
 from model.hf import import_hf
+from model.weights import parameter_shapes
 from trainer.checkpoint_files import problems_of
 from trainer.config import load_config
 from trainer.deepspeed_files import load_safely
+
+parameter_shapes(ModelConfig(num_hidden_layers=1), 40)  # what torch imports when it is first asked
 
 def read_dataset(path):
     Dataset.open(path).read_block(0)
