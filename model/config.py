@@ -110,6 +110,8 @@ class ModelConfig:
 
     def _architecture_problems(self) -> list[str]:
         if self.architecture == "bert":
+            if self.type_vocab_size < 2:
+                return [f"type_vocab_size {self.type_vocab_size} is below 2: rows are of pairs"]
             defaults = ModelConfig.__dataclass_fields__
             return [
                 f"{name} {getattr(self, name)} is of architecture modernbert, not of bert"
