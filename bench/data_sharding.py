@@ -47,7 +47,7 @@ def seconds_of_prepare(text: Path, tokenizer: Path, processes: int) -> float:
 def seconds_of_map(text: Path, tokenizer_folder: Path, processes: int) -> float:
     cache = text.parent / "hf-cache"
     shutil.rmtree(cache, ignore_errors=True)
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder, trust_remote_code=False)
     table: Any = load_dataset("json", data_files=str(text), split="train", cache_dir=str(cache))
 
     def encode(batch: dict[str, Any]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ ROUNDS = 3
 def stream_table(text: Path, dataset_path: Path) -> Iterator[str]:
     """A table of ways: median of three rounds, spread, ratios to ours."""
     dataset = Dataset.open(dataset_path)
-    tokenizer = AutoTokenizer.from_pretrained(dataset_path / "tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(dataset_path / "tokenizer", trust_remote_code=False)
     collator = DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.15)
     ways = {
         "lanes, NSP pairs, packed": (lanes_way(dataset_path, LENGTH, True), 400),

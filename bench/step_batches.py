@@ -28,7 +28,7 @@ def batches_of_paragraphs(
     dataset: Path, text: Path, rows: int, length: int, number: int
 ) -> list[Batch]:
     """As people encode a text line by line: each pair is a paragraph and the next, cut to `length` tokens."""
-    tokenizer = AutoTokenizer.from_pretrained(dataset / "tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(dataset / "tokenizer", trust_remote_code=False)
     generator = np.random.default_rng(1)
     pairs = paragraph_pairs(text)
     batches = []

@@ -25,7 +25,7 @@ from data.inputs import suffixes_of
 
 MAX_DOCUMENT_BYTES = 64 << 20
 READ_BYTES = 1 << 20
-ZSTD_BYTES = 1 << 10  # of a .zst file at a time
+ZSTD_BYTES = 1 << 9  # of a .zst file at a time
 BOM = b"\xef\xbb\xbf"
 ICONV = "convert it first: iconv -f ITS-ENCODING -t UTF-8"
 DAMAGE = (

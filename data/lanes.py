@@ -64,6 +64,8 @@ class DataConfig:
             for name, weight in weights.items()
             if weight < 1
         ]
+        if self.weights == {}:
+            problems.append("data.weights is empty: name sources, or leave it out for all of them")
         if sum(weights.values()) > MAX_WEIGHT_SUM:
             problems.append(f"data.weights sum to {sum(weights.values())}, over {MAX_WEIGHT_SUM}")
         if problems:

@@ -10,7 +10,7 @@ WITHOUT_DROPOUT = ("varlen", "flex")  # backends whose kernels cannot drop proba
 # Fields that say how the network is computed, not what it is.
 COMPUTE_FIELDS = ("attention", "activation_checkpointing", "checkpoint_every", "compile")
 MOST = {  # far above any network, and below what numbers of parameters can be counted with
-    "num_hidden_layers": 1000, "type_vocab_size": 1000,
+    "num_hidden_layers": 400, "type_vocab_size": 1000,
     **dict.fromkeys(("hidden_size", "intermediate_size", "max_position_embeddings"), 1 << 20),
 }  # fmt: skip
 MODERN_FIELDS = (
@@ -110,6 +110,8 @@ class ModelConfig:
 
     def _architecture_problems(self) -> list[str]:
         if self.architecture == "bert":
+            if self.type_vocab_size < 2:
+                return [f"type_vocab_size {self.type_vocab_size} is below 2: rows are of pairs"]
             defaults = ModelConfig.__dataclass_fields__
             return [
                 f"{name} {getattr(self, name)} is of architecture modernbert, not of bert"

@@ -4,13 +4,12 @@ import io
 import json
 import os
 import pickle
-import resource
 import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -132,31 +131,57 @@ def seal(folder: Path) -> None:
     (folder / "MANIFEST.json").write_text(json.dumps(manifest))
 
 
-def memory_rise(code: str, *arguments: object) -> tuple[int, str]:
-    """(bytes that the peak rises by, what it printed) while `bomb(*sys.argv[1:])` of `code` runs in a process.
+class Outcome(NamedTuple):
+    risen: int  # bytes, of the peak of its memory
+    seconds: float
+    said: str
 
-    code: defines `bomb`, and imports what it needs before.
+
+def measure(readers: Path, bombs: dict[str, tuple[str, Path]]) -> dict[str, Outcome]:
+    """What each bomb does to a process that reads it.
+
+    readers: a program that defines `read_<kind>(path)`. bombs: name -> kind and path. One process
+    imports all that they need, and is forked for each: a rise of memory is of that bomb alone.
     """
-    measured = f"""
-import resource, sys, time
-{code}
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-try:
-    bomb(*sys.argv[1:])
-except ValueError as error:
-    print(f"refused: {{error}}"[:2000])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-"""
     done = subprocess.run(
-        [sys.executable, "-c", measured, *map(str, arguments)],
+        [
+            sys.executable,
+            "-c",
+            FORKS,
+            str(readers),
+            json.dumps({k: [v[0], str(v[1])] for k, v in bombs.items()}),
+        ],
         cwd=ROOT,
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (16 << 30, 16 << 30)),
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    *said, risen = done.stdout.splitlines()
-    return int(risen) << 10, "\n".join(said)
+    return {name: Outcome(*values) for name, values in map(json.loads, done.stdout.splitlines())}
+
+
+FORKS = """
+import json, os, resource, runpy, signal, sys, time
+
+def kilobytes(name):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(name))
+
+readers = runpy.run_path(sys.argv[1])
+for name, (kind, path) in json.loads(sys.argv[2]).items():
+    pid = os.fork()
+    if pid:
+        assert os.waitpid(pid, 0)[1] == 0, name
+        continue
+    signal.alarm(60)  # seconds: what is read for ever ends this process
+    resource.setrlimit(resource.RLIMIT_AS, (kilobytes("VmSize") * 1024 + (4 << 30),) * 2)
+    before, began = kilobytes("VmRSS"), time.monotonic()
+    try:
+        said = str(readers["read_" + kind](path))
+    except ValueError as error:
+        said = str(error)
+    risen = (kilobytes("VmHWM") - before) * 1024
+    print(json.dumps([name, [risen, time.monotonic() - began, said[:2000]]]), flush=True)
+    os._exit(0)
+"""

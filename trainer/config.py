@@ -62,6 +62,8 @@ class RunConfig:
             problems.append(
                 f"keep_checkpoints {self.keep_checkpoints} is below 2: one may prove damaged"
             )
+        if not self.dir:
+            problems.append("dir is empty: name the folder of the run")
         problems += self._stopping_problems()
         problems += self._phase_problems()
         problems += self._schedule_problems()
@@ -196,7 +198,10 @@ def _convert(hint: Any, value: Any, name: str, problems: list[str]) -> Any:
     """`value` as type `hint`, without guessing: 1 is a float, "1" is no number."""
     if dataclasses.is_dataclass(hint):
         return _build(typing.cast(type, hint), value, f"{name}.", problems)
-    if typing.get_origin(hint) is tuple and isinstance(value, list | tuple):
+    if typing.get_origin(hint) is tuple:
+        if not isinstance(value, list | tuple):
+            problems.append(f"{name} must be a list, got {_shown(value)}")
+            return None
         item = typing.get_args(hint)[0]
         return tuple(_convert(item, v, f"{name}.{i}", problems) for i, v in enumerate(value))
     if not _matches(hint, value):

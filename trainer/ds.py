@@ -35,12 +35,22 @@ ALLOWED = (
     "wall_clock_breakdown",
     "memory_breakdown",
 )
-ALLOWED_ZERO = (
-    "stage", "allgather_partitions", "allgather_bucket_size", "overlap_comm", "reduce_scatter",
-    "reduce_bucket_size", "contiguous_gradients", "offload_optimizer", "offload_param",
-    "sub_group_size", "stage3_max_live_parameters",
-    "stage3_max_reuse_distance", "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold",
-)  # fmt: skip
+ALLOWED_ZERO: dict[str, type] = {
+    "stage": int,
+    **dict.fromkeys(
+        ("allgather_partitions", "overlap_comm", "reduce_scatter", "contiguous_gradients"), bool
+    ),
+    **dict.fromkeys(
+        (
+            "allgather_bucket_size", "reduce_bucket_size", "sub_group_size", "stage3_max_live_parameters",
+            "stage3_max_reuse_distance", "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold",
+        ),
+        int,
+    ),
+    "offload_optimizer": dict,
+    "offload_param": dict,
+}  # fmt: skip
+SAID = {int: "a whole number from 0 on", bool: "true or false", dict: "an object"}
 
 
 REFUSED_ZERO = {
@@ -54,7 +64,7 @@ def read_deepspeed_json(path: Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"deepspeed: {path} does not exist") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, UnicodeDecodeError, RecursionError, json.JSONDecodeError) as error:
         raise ValueError(f"deepspeed: {path} cannot be read as JSON: {error}") from None
     if not isinstance(config, dict):
         raise ValueError(f"deepspeed: {path} holds no JSON object")
@@ -75,14 +85,26 @@ def _problems(config: dict[str, Any]) -> list[str]:
             f'{path} is "auto", which DeepSpeed drops: write a value' for path in _autos(key, value)
         ]
     zero = config.get("zero_optimization")
-    if not isinstance(zero, dict) or zero.get("stage") not in (0, 1, 2, 3):
+    stage = zero.get("stage") if isinstance(zero, dict) else None
+    if not isinstance(zero, dict) or type(stage) is not int or stage not in (0, 1, 2, 3):
         return [*problems, "zero_optimization.stage must be 0, 1, 2 or 3"]
-    for key in zero:
+    for key, value in zero.items():
         if key in REFUSED_ZERO:
             problems.append(f"zero_optimization.{key}: {REFUSED_ZERO[key]}")
         elif key not in ALLOWED_ZERO:
-            problems.append(f"unknown key 'zero_optimization.{key}'{suggestion(key, ALLOWED_ZERO)}")
+            problems.append(
+                f"unknown key 'zero_optimization.{key}'{suggestion(key, list(ALLOWED_ZERO))}"
+            )
+        elif not _fits(ALLOWED_ZERO[key], value) and key != "stage" and value != "auto":
+            problems.append(f"zero_optimization.{key} is {value!r}, not {SAID[ALLOWED_ZERO[key]]}")
     return problems + _offload_problems(zero)
+
+
+def _fits(kind: type, value: Any) -> bool:
+    """Numbers may be written as 5e8."""
+    if kind is int:
+        return type(value) in (int, float) and value >= 0 and value % 1 == 0
+    return isinstance(value, kind)
 
 
 def _offload_problems(zero: dict[str, Any]) -> list[str]:

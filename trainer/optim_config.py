@@ -36,6 +36,10 @@ class OptimConfig:
         ]
         if self.learning_rate == 0:
             problems.append("optim.learning_rate is 0: nothing would be learned")
+        if self.eps == 0:
+            problems.append(
+                "optim.eps is 0: a weight that has had no gradient yet would become NaN"
+            )
         if not (self.beta1 < 1 and self.beta2 < 1):
             problems.append(f"optim.beta1 {self.beta1} and beta2 {self.beta2} must be below 1")
         if self.momentum >= 1:

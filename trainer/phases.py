@@ -31,6 +31,9 @@ class PhaseConfig:
                 f"phases: first_step {self.first_step} is below 1: the settings before the first phase "
                 "are the preset's own"
             )
+        for name in ("global_batch_size", "micro_batch_size"):
+            if (size := getattr(self, name)) is not None and size < 1:
+                problems.append(f"phases: {name} {size} is below 1")
         if self.learning_rate is not None and self.learning_rate <= 0:
             problems.append(f"phases: learning_rate {self.learning_rate} is not above 0")
         if self.warmup_steps is not None and self.learning_rate is None:

@@ -9,7 +9,7 @@ import torch
 
 from data.batch import MicroBatches
 from data.lanes import StreamState
-from data.shards import Dataset
+from data.shards import SPLITS, Dataset
 from data.sources import training_sources
 from model.config import MODERN_FIELDS, Backend
 from model.flops import num_parameters
@@ -17,18 +17,20 @@ from model.hf import import_hf, missing_weights
 from model.layout import choose_backend
 from model.pretraining import ForPreTraining
 from model.weights import build_empty, fresh_weights
-from trainer.checkpoint import newest_valid, restore
+from trainer.checkpoint import BYTES_PER_VALUE, newest_valid, restore
 from trainer.checkpoint_files import list_checkpoints, read_state
 from trainer.config import RunConfig, differences, to_dict
 from trainer.ds import read_deepspeed_json, resolve
 from trainer.engine import NamedState
 from trainer.evaluation import CHANCE_NSP_LOSS
+from trainer.files import free_bytes, no_space
 from trainer.phases import settings_at
 from trainer.run_folder import claim, own
 from trainer.state import TrainState
 from trainer.stretch import known_damage, reader_of
 from trainer.world import World
 
+SPECIAL_TOKENS = ("[PAD]", "[CLS]", "[SEP]", "[MASK]")  # that rows are made with
 SHAPE = (
     "architecture", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
     "max_position_embeddings", "type_vocab_size", "layer_norm_eps", *MODERN_FIELDS,
@@ -47,15 +49,15 @@ class Prepared(NamedTuple):
 
 def prepare(run: RunConfig, world: World, stack: ExitStack) -> Prepared:
     """Check everything that can be checked before the first step, and take the run's folder. Collective."""
-    problem, prepared = None, None
+    problem, is_storage, prepared = None, False, None
     try:
         dataset = Dataset.open(run.data.path, run.data.storage)
+        check_dataset(dataset)
         reader = reader_of(settings_at(run, 0), run.seed, world)
-        for phase in run.phases:
-            later = settings_at(run, phase.first_step)
-            MicroBatches(later.data, reader_of(later, run.seed, world), StreamState(0, ()))
-            training_sources(dataset, later.data.weights)
-        training_sources(dataset, run.data.weights)
+        for step in (0, *(phase.first_step for phase in run.phases)):
+            settings = settings_at(run, step)
+            MicroBatches(settings.data, reader_of(settings, run.seed, world), StreamState(0, ()))
+            training_sources(dataset, settings.data.weights)
         deepspeed = resolve(
             read_deepspeed_json(Path(run.deepspeed)),
             micro_batch_size=run.micro_batch_size,
@@ -68,12 +70,54 @@ def prepare(run: RunConfig, world: World, stack: ExitStack) -> Prepared:
         prepared = Prepared(dataset, model, initial_weights(run, dataset), deepspeed)
         if world.is_main:
             stack.enter_context(own(Path(run.dir)))
+            check_disk(run, dataset.vocab_size)
             claim(Path(run.dir), run, deepspeed)
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        problem, is_storage = str(error), True
+    except ValueError as error:
         problem = str(error)
-    world.fail_together(problem)
+    world.fail_together(problem, is_storage=is_storage)
     assert prepared is not None
     return prepared
+
+
+def check_dataset(dataset: Dataset) -> None:
+    """ValueError unless a dataset has what training asks of its tokenizer, and of its text."""
+    problems = [
+        f"its tokenizer has no {token}"
+        for token in SPECIAL_TOKENS
+        if token not in dataset.special_ids
+    ]
+    problems += [
+        f"the id of {token} is {number}, with a vocabulary of {dataset.vocab_size}"
+        for token, number in dataset.special_ids.items()
+        if number >= dataset.vocab_size
+    ]
+    problems += [
+        f"manifest.json lacks {name}"
+        for name in ("unigram_entropy_nats", "context_free_loss_nats")
+        if not isinstance(dataset.manifest.get(name), float)
+    ]
+    problems += [
+        f"it has no block of the split {split}"
+        for split in SPLITS
+        if len(dataset.block_indices(split)) == 0
+    ]
+    if problems:
+        raise ValueError(f"{dataset.place} cannot be trained on: " + "; ".join(problems))
+
+
+def check_disk(run: RunConfig, vocab_size: int) -> None:
+    """OSError where a new run has no room for two checkpoints: the second is written before the first may go.
+
+    Of a run that has some, older ones make room.
+    """
+    if list_checkpoints(Path(run.dir)):
+        return
+    values = 4 if run.optim.ema_decay is None else 5  # master, two moments, hf/; and an average
+    needed = 2 * BYTES_PER_VALUE * values * num_parameters(run.model, vocab_size)
+    if free_bytes(Path(run.dir)) < needed:
+        raise OSError(no_space(Path(run.dir), needed, "two checkpoints"))
 
 
 def initial_weights(run: RunConfig, dataset: Dataset) -> Weights:

@@ -15,6 +15,12 @@ class AgreedError(ValueError):
     is_of_all_ranks = True
 
 
+class AgreedStorageError(OSError):
+    """The same of a disk or server that failed."""
+
+    is_of_all_ranks = True
+
+
 @dataclass(frozen=True)
 class World:
     """Who this process is. All methods that talk to other ranks must be called by every rank."""
@@ -53,11 +59,18 @@ class World:
         dist.broadcast_object_list(box, src=0, group=self.host_group)
         return box[0]
 
-    def fail_together(self, problem: str | None) -> None:
-        """Raise the same AgreedError on every rank when any of them has a problem. Collective."""
-        problems = [p for p in self.gather(problem) if p]
+    def fail_together(self, problem: str | None, *, is_storage: bool = False) -> None:
+        """Raise the same error on every rank when any of them has a problem. Collective.
+
+        is_storage: of a disk or server, not of what was asked for. AgreedError where any problem is none of
+        storage, else AgreedStorageError.
+        """
+        problems = [
+            (told, of_storage) for told, of_storage in self.gather((problem, is_storage)) if told
+        ]
         if problems:
-            raise AgreedError("\n".join(dict.fromkeys(problems)))
+            kind = AgreedStorageError if all(of for _, of in problems) else AgreedError
+            raise kind("\n".join(dict.fromkeys(told for told, _ in problems)))
 
 
 def read_environment() -> tuple[int, int, int]:
