@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-TIMEOUT_SECONDS = 150  # of one test: one that hangs without its protection has failed
+TIMEOUT_SECONDS = 100  # of one test: one that hangs without its protection has failed
 SHOWN = 90  # characters of what a failed test says
 
 
