@@ -1,6 +1,7 @@
 """Faults of servers: the right blocks, or an error that tells what to do, after a bounded number of tries."""
 
 import pickle
+import re
 import shutil
 import socket
 from dataclasses import replace
@@ -68,6 +69,8 @@ def test_what_passes_is_tried_again(server, options, expected, fault):
         dataset.read_block(0)
     if fault.kind == "status":
         assert f"HTTP {fault.status}" in str(error.value)
+    if fault.kind in ("drip", "hang"):  # not: the connection ended
+        assert re.search(r"(after|within) 0\.5 s", str(error.value))
     for failure in (error.value, pickle.loads(pickle.dumps(error.value))):  # as a worker's comes
         assert (failure.index, failure.attempts) == (0, RETRIES + 1)
         assert str(failure) == str(error.value)

@@ -75,8 +75,11 @@ def test_batches_give_what_words_by_themselves_give(folder, monkeypatch):
 
 def test_a_literal_special_token_is_text(folder):
     tokenizer = Tokenizer.load(folder)
-    ids = tokenizer.encode("a [MASK] b[SEP]", [15]).ids.tolist()
+    text = "a [MASK] b[SEP]"
+    ids = tokenizer.encode(text, [len(text)]).ids.tolist()
     assert not set(ids) & {0, 2, 3, 4}
+    theirs = AutoTokenizer.from_pretrained(folder)
+    assert theirs(text, add_special_tokens=False, split_special_tokens=True)["input_ids"] == ids
 
 
 def test_other_processes_train_the_same(tmp_path, folder):

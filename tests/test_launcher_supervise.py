@@ -86,14 +86,14 @@ def test_the_worst_of_all_ranks_is_told(supervised: Supervised) -> None:
 def test_after_a_signal_nothing_is_started_again(supervised: Supervised, tmp_path: Path) -> None:
     """Not even where a process had not yet begun to listen, and died of the signal."""
     Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
-    status, num_starts = supervised("sleep 30")
+    status, num_starts = supervised("sleep 5")
     assert (status, num_starts) == (128 + signal.SIGTERM, 1)
 
 
 def test_nothing_is_left_of_a_start_that_failed(supervised: Supervised, tmp_path: Path) -> None:
     """A rank that does not end with its launcher, in a session of its own."""
     pid = tmp_path / "pid"
-    stays = f"setsid sh -c 'echo $$ > {pid}; exec sleep 30' & sleep 0.7; exit 1"
+    stays = f"setsid sh -c 'echo $$ > {pid}; exec sleep 10' & sleep 0.7; exit 1"
     assert supervised(stays, restarts=0) == (1, 1)
     deadline = time.monotonic() + 5  # a killed process takes a moment to go
     while (left := supervise._is_alive(int(pid.read_text()))) and time.monotonic() < deadline:
@@ -105,7 +105,5 @@ def test_ranks_that_do_not_notice_that_one_is_gone_are_ended(
     supervised: Supervised, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(supervise, "ALONE_SECONDS", 0.3)
-    began = time.monotonic()
     gone = 1 << 30  # no process has such a number
-    assert supervised(f"{leaves(f'pid {gone}')}; sleep 30", restarts=0) == (137, 1)
-    assert time.monotonic() - began < 15
+    assert supervised(f"{leaves(f'pid {gone}')}; sleep 10", restarts=0) == (137, 1)

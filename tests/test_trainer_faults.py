@@ -205,7 +205,8 @@ def test_a_run_that_cannot_learn_ends_as_diverged(tiny_dataset: Path, tmp_path: 
 
 def test_lines_of_steps_that_come_again_are_dropped(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"step": 4, "lo', encoding="utf-8")
+    lines = ['{"step": 1}', '{"st', '{"step": 2}', '{"step": 3}', '{"step": 4, "lo']
+    path.write_text("\n".join(lines), encoding="utf-8")
     forget_after(path, 2)
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
 

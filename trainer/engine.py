@@ -185,6 +185,4 @@ def step(engine: Engine) -> None:
 
 def gradient_norm(engine: Engine) -> float:
     """Global norm of the last step's gradient, before clipping; infinite where the step was passed over."""
-    if getattr(engine.optimizer, "overflow", False):  # stage 3 leaves the norm of the step before
-        return math.inf
     return float(engine.get_global_grad_norm())

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-TIMEOUT_SECONDS = 150  # of one test: one that hangs without its protection has failed
+TIMEOUT_SECONDS = 100  # of one test: one that hangs without its protection has failed
 SHOWN = 90  # characters of what a failed test says
 
 
@@ -136,8 +136,8 @@ def run_tests(folder: Path, tests: list[str]) -> Outcome:
     )
     summary = result.stdout.strip().rpartition("\n")[2].strip("= ")
     # "FAILED tests/test_x.py::test_y - assert 0 == 1"; a fixture that fails is an ERROR
-    found = re.search(r"^FAILED \S*?::(\w+\S*)(.*)$", result.stdout, re.MULTILINE)
-    said = found[2].removeprefix(" - ").replace("|", "/")[:SHOWN] if found else ""
+    found = re.search(r"^FAILED \S*?::(.+?)(?: - (.*))?$", result.stdout, re.MULTILINE)
+    said = (found[2] or "").replace("|", "/").replace(str(folder), "")[:SHOWN] if found else ""
     failed = f"`{found[1]}` {said}".strip() if found else ""
     return Outcome(result.returncode, summary, failed, result.stdout + result.stderr)
 
