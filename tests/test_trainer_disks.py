@@ -118,7 +118,7 @@ def test_a_read_only_folder_is_told_before_the_first_step(
 ) -> None:
     with mounted(tmp_path / "run", "size=5m,ro"):
         result = launch(tiny_preset(tmp_path, tiny_dataset))
-    assert result.returncode == 78
+    assert result.returncode == 74
     assert "Read-only file system" in result.stderr and str(tmp_path / "run") in result.stderr
     assert "Traceback" not in result.stderr and "step 1/" not in result.stdout
 
