@@ -13,6 +13,7 @@ import torch
 from support import ROOT, tiny_preset
 
 from data.files import folder_digest
+from data.manifest import sealed
 from model.hf import export_hf
 from model.weights import fresh_weights
 from trainer import start
@@ -151,7 +152,8 @@ def zero(**more: object) -> dict[str, object]:
 def edited_manifest(**changes: object) -> Change:
     def change(folder: Path, preset: dict[str, Any]) -> None:
         path = folder / "dataset" / "manifest.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+        manifest = {**json.loads(path.read_text()), **changes}
+        path.write_text(json.dumps(sealed(manifest)))
 
     return change
 
@@ -169,7 +171,7 @@ def without_mask(folder: Path, preset: dict[str, Any]) -> None:
     manifest = json.loads(path.read_text())
     del manifest["tokenizer"]["special_ids"]["[MASK]"]
     assert folder_digest(folder / "dataset" / "tokenizer") == manifest["tokenizer"]["digest"]
-    path.write_text(json.dumps(manifest))
+    path.write_text(json.dumps(sealed(manifest)))
 
 
 def starting_from(vocab_size: int, **shape: object) -> Change:

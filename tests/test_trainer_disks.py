@@ -65,19 +65,14 @@ def test_a_full_disk_loses_nothing(small_disk: Path, tiny_dataset: Path, tmp_pat
     assert [m["step"] for m in read_metrics(small_disk)] == list(range(1, 9))
 
 
-def test_a_stop_that_cannot_be_saved_is_told(
-    small_disk: Path, tiny_dataset: Path, tmp_path: Path
-) -> None:
-    """It was asked to stop, and its only save was refused: that is no status 75, which means saved."""
-    (small_disk / "checkpoints").mkdir()
-    filler = small_disk / "checkpoints" / "filler"
-    filler.write_bytes(b"x" * (shutil.disk_usage(small_disk).free - 500_000))
-    plan = [{"rank": 0, "step": 2, "at": "forward", "do": "term"}]
+def test_a_stop_that_cannot_be_saved_is_told(tiny_dataset: Path, tmp_path: Path) -> None:
+    """It was asked to stop, and its only save failed: that is no status 75, which means saved."""
+    plan = json.dumps([{"rank": 0, "step": 2, "at": "forward", "do": "term"}])
     preset = tiny_preset(tmp_path, tiny_dataset, save_every=0)
-    result = launch(preset, script=FAULTY, FAULT_PLAN=json.dumps(plan))
+    result = launch(preset, script=FAULTY, FAULT_PLAN=plan, FULL_DISK="0", FULL_DISK_STEP="3")
     assert result.returncode == 74, result.stderr
-    assert "No space left for a checkpoint" in result.stderr
-    assert list_checkpoints(small_disk) == []
+    assert "No space left on device" in result.stderr
+    assert list_checkpoints(tmp_path / "run") == []
 
 
 def test_a_disk_that_fills_while_a_checkpoint_is_written(
