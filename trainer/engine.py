@@ -32,15 +32,16 @@ def start_world(timeout: timedelta = LEAST_COLLECTIVE_TIMEOUT) -> World:
     """
     rank, size, local_rank = read_environment()
     device = device_of(local_rank)
+    store = None  # torch's own, for which rank 0 listens on all interfaces
     if size == 1 and "RANK" not in os.environ:
         os.environ.update(
             RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="0"
         )
+        store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage] - in this process's memory
     _leave_out_shared_memory_op()
     backend = "nccl" if device.type == "cuda" else "gloo"
-    # MASTER_PORT 0 lets a single process take any free port.
     try:
-        dist.init_process_group(backend, timeout=timeout)
+        dist.init_process_group(backend, timeout=timeout, store=store, rank=rank, world_size=size)
     except RuntimeError as error:
         place = f"{os.environ['MASTER_ADDR']}, port {os.environ['MASTER_PORT']}"
         raise NotJoined(
