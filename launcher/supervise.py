@@ -132,6 +132,8 @@ class Start:
         statuses = set(map(int, found))
         if returncode == 0 and len(found) == len(self._files) and statuses == {DONE}:
             return DONE
+        if self.asked_to_stop and returncode < 0 and not any(map(_read, self._files)):
+            return PREEMPTED  # before any rank had begun: nothing was there to be saved
         for status in WORST_FIRST:
             if status in statuses:
                 return status

@@ -84,10 +84,14 @@ def test_the_worst_of_all_ranks_is_told(supervised: Supervised) -> None:
 
 
 def test_after_a_signal_nothing_is_started_again(supervised: Supervised, tmp_path: Path) -> None:
-    """Not even where a process had not yet begun to listen, and died of the signal."""
+    """Not even where no process had yet begun to listen, and died of it: nothing is lost by that."""
     Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
-    status, num_starts = supervised("sleep 5")
-    assert (status, num_starts) == (128 + signal.SIGTERM, 1)
+    assert supervised("sleep 5") == (75, 1)
+
+
+def test_a_rank_that_dies_of_the_signal_is_not_taken_for_saved(supervised: Supervised) -> None:
+    Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    assert supervised(leaves(f"pid {os.getpid()}") + "; exec sleep 5") == (128 + signal.SIGTERM, 1)
 
 
 def test_nothing_is_left_of_a_start_that_failed(supervised: Supervised, tmp_path: Path) -> None:
