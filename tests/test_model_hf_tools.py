@@ -6,6 +6,7 @@ fill-mask, Trainer, sentence-transformers, ONNX; for both architectures, after a
 import itertools
 import json
 import math
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -289,7 +290,7 @@ def test_onnx_gives_the_same_logits_at_any_shape(trained: Trained, tmp_path: Pat
 def make_checkpoint(folder: Path, hf: Path) -> Path:
     """A checkpoint with nothing but the hf folder, under a manifest."""
     (folder / "hf").parent.mkdir(parents=True)
-    (folder / "hf").symlink_to(hf)
+    shutil.copytree(hf, folder / "hf")
     files = {
         f"hf/{path.name}": {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
         for path in sorted(hf.iterdir())
