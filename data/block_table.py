@@ -30,9 +30,8 @@ def map_table(root: Path) -> np.ndarray:
     """[num_blocks] BLOCK_DTYPE, memory-mapped. ValueError where blocks.npy is no such table."""
     path = root / "blocks.npy"
     try:
-        table = np.lib.format.open_memmap(
-            path, mode="r"
-        )  # unlike np.load, never a pickle or an archive
+        # unlike np.load, never a pickle or an archive
+        table = np.lib.format.open_memmap(path, mode="r")
     except ValueError as error:
         raise ValueError(f"{path} is no block table: {error}") from None
     if table.dtype != BLOCK_DTYPE or table.ndim != 1:
