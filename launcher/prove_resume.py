@@ -123,7 +123,6 @@ def shortened(config: RunConfig, steps: int, world_size: int) -> RunConfig:
     """The preset's run with few steps, all logged, some saved, and the least held-out rows."""
     return replace(
         config,
-        dir="",
         steps=steps,
         log_every=1,
         eval_every=0,

@@ -77,7 +77,13 @@ def write(folder: Path, world: World) -> None:
             copy_to_host(named, world, host)
             write_part(place, world.rank, world.size, host)
             state = TrainState(2, 0, 0, StreamState.start(1, 1)).to_json()
-            document = {"format": FORMAT, "optimizer_step": named.optimizer_step, **state}
+            settings = {"optim": {}, "phases": []}
+            document = {
+                "format": FORMAT,
+                "optimizer_step": named.optimizer_step,
+                "config": settings,
+                **state,
+            }
             saved = all_parts(named)
             after = {"losses": train(named, 3), "saved": saved, "parts": all_parts(named)}
             if world.is_main:
