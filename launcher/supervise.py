@@ -134,6 +134,8 @@ class Start:
             return DONE
         if self.asked_to_stop and returncode < 0 and not any(map(_read, self._files)):
             return PREEMPTED  # before any rank had begun: nothing was there to be saved
+        if self.killed_ranks and not self.asked_to_stop:
+            statuses.discard(PREEMPTED)  # torchrun asks the others to stop when one has died
         for status in WORST_FIRST:
             if status in statuses:
                 return status

@@ -94,6 +94,11 @@ def test_a_rank_that_dies_of_the_signal_is_not_taken_for_saved(supervised: Super
     assert supervised(leaves(f"pid {os.getpid()}") + "; exec sleep 5") == (128 + signal.SIGTERM, 1)
 
 
+def test_a_start_in_which_a_rank_died_was_not_asked_to_stop(supervised: Supervised) -> None:
+    """The other ones were, by torchrun, and say so."""
+    assert supervised(f"{leaves('pid 1', 75)}; exit 1", processes=2) == (1, 4)
+
+
 def test_nothing_is_left_of_a_start_that_failed(supervised: Supervised, tmp_path: Path) -> None:
     """A rank that does not end with its launcher, in a session of its own."""
     pid = tmp_path / "pid"

@@ -129,6 +129,18 @@ def test_a_rank_that_dies_is_no_success_and_the_run_goes_on(
     assert [line["resumed_step"] for line in ledger(tmp_path / "run", "start")] == [0, 6]
 
 
+def test_a_rank_that_dies_before_all_have_joined(
+    unbroken: list[tuple], tiny_dataset: Path, tmp_path: Path
+) -> None:
+    """torchrun asks the other one to stop, which is at once what that one does: no reason to end the run."""
+    preset = tiny_preset(tmp_path, tiny_dataset, steps=STEPS)
+    fault = {"rank": 1, "step": 0, "at": "join", "do": "kill", "once": str(tmp_path / "once")}
+    result = cloze_train(preset, [fault])
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "starting again" in result.stderr
+    assert curve(tmp_path / "run") == unbroken
+
+
 @pytest.fixture
 def small_memory() -> Iterator[Path]:
     """A control group whose processes may take 32 MB more."""

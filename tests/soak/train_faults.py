@@ -103,6 +103,19 @@ def start(preset: Path, log: Path) -> subprocess.Popen[bytes]:
         )
 
 
+def ranks_of(launcher: int) -> list[int]:
+    """Pids of the training processes that a `cloze train` has started."""
+    found = []
+    for pid in descendants(launcher):
+        try:
+            command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if b"launcher.train" in command and b"torch.distributed.run" not in command:
+            found.append(pid)
+    return sorted(found)
+
+
 class Soak:
     def __init__(
         self, preset: Path, folder: Path, dataset: Path, options: argparse.Namespace
@@ -147,20 +160,9 @@ class Soak:
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait()
 
-    def ranks(self) -> list[int]:
-        found = []
-        for pid in descendants(self.process.pid):
-            try:
-                command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-            except OSError:
-                continue
-            if b"launcher.train" in command and b"torch.distributed.run" not in command:
-                found.append(pid)
-        return sorted(found)
-
     def inflict(self, fault: str) -> bool:
         """Whether it could be."""
-        ranks = self.ranks()
+        ranks = ranks_of(self.process.pid)
         if fault in ("kill rank", "stop rank"):
             if not ranks:
                 return False
