@@ -71,7 +71,7 @@ def main() -> None:
 def train_under_faults(
     preset: Path, number: signal.Signals, options: argparse.Namespace
 ) -> tuple[list[float], list[float], list[int]]:
-    """Moments (unix seconds) of the faults, and of the ends of jobs that it told of; steps that each fault cost."""
+    """Moments (unix seconds) of the faults, and of the ends of jobs; steps that had to be done again."""
     command = [sys.executable, "-m", "launcher.cli", "train", str(preset), "--processes", "2"]
     faults: list[float] = []
     ends: list[float] = []
