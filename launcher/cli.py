@@ -6,6 +6,7 @@ cloze shards verify|stat DATASET all hashes; what is in it
 cloze doctor DATASET|PRESET      what is wrong, before anything is trained
 cloze rehearse DATASET|PRESET    the stream of 512 ranks, without reading a block
 cloze train PRESET [key=value]   the run, or its continuation
+cloze submit PRESET              the same run on Slurm, from a frozen copy, until it is done
 cloze status RUN                 how it is doing, or how it ended
 cloze prove-resume PRESET        that a killed run goes on as if nothing had been
 cloze checkpoints list|verify|convert  what a run has; whether it is whole; from DeepSpeed
@@ -23,6 +24,7 @@ from launcher.train import report
 COMMANDS = {  # in launcher/: only the module of the command that was given is imported
     "prepare": ("prepare", "raw text -> tokenizer -> shards (restartable)"),
     "train": ("train_command", "train, or continue, the run of a preset"),
+    "submit": ("submit", "the run on Slurm: freeze, sbatch, requeue until it is done"),
     "export": ("export", "checkpoint -> Hugging Face folder"),
     "corpus": ("corpus", "raw text of any quality -> clean documents and a report"),
     "shards": ("shards", "verify a dataset, or count what is in it"),

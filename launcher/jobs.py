@@ -51,6 +51,8 @@ class Job:
     zero_stage: int | None = None
     precision: str | None = None
     num_steps: int | None = None
+    longest_step_seconds: float = 0.0
+    longest_save_seconds: float = 0.0  # of a checkpoint, from its beginning until it was published
     marks: list[Mark] = field(default_factory=list)  # in the order of time
     events: list[Event] = field(default_factory=list)
     end: End | None = None  # None: it runs, or it was killed
@@ -115,6 +117,8 @@ def _add(job: Job, line: Mapping[str, Any]) -> None:
     time, step = line["time"], line.get("step")
     if line["kind"] in ("progress", "end") and "seconds" in line and step is not None:
         job.marks.append(Mark(time, step, line["seconds"]))
+        job.longest_step_seconds = line.get("longest_step_seconds") or 0.0
+        job.longest_save_seconds = line.get("longest_save_seconds") or 0.0
     if line["kind"] == "event":
         what, message = str(line.get("what", "event")), str(line.get("message", ""))
         job.events.append(Event(time, step, what, message))

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -123,23 +124,14 @@ class Start:
             elif time.monotonic() - alone_since > ALONE_SECONDS:
                 self._end({*family, self._process.pid})
         self._end(family)
-        words = map(_read, self._files)
-        self.killed_ranks = [rank for rank, word in enumerate(words) if word.startswith("pid")]
         return self._status(self._process.returncode)
 
     def _status(self, returncode: int) -> int:
-        found = [word for word in map(_read, self._files) if word.isdigit()]
-        statuses = set(map(int, found))
-        if returncode == 0 and len(found) == len(self._files) and statuses == {DONE}:
-            return DONE
-        if self.asked_to_stop and returncode < 0 and not any(map(_read, self._files)):
+        words = list(map(_read, self._files))
+        self.killed_ranks = [rank for rank, word in enumerate(words) if word.startswith("pid")]
+        if self.asked_to_stop and returncode < 0 and not any(words):
             return PREEMPTED  # before any rank had begun: nothing was there to be saved
-        if self.killed_ranks and not self.asked_to_stop:
-            statuses.discard(PREEMPTED)  # torchrun asks the others to stop when one has died
-        for status in WORST_FIRST:
-            if status in statuses:
-                return status
-        return 128 - returncode if returncode < 0 else returncode or BUG
+        return status_of(words, returncode, asked_to_stop=self.asked_to_stop)
 
     def _a_rank_is_gone(self) -> bool:
         words = [_read(file).split() for file in self._files]
@@ -159,6 +151,22 @@ class Start:
         for pid in pids:
             if _is_alive(pid):
                 os.kill(pid, signal.SIGKILL)
+
+
+def status_of(words: Sequence[str], returncode: int, *, asked_to_stop: bool) -> int:
+    """The exit status of a start, from the last word of each rank: "pid N" where it left without another.
+
+    returncode: of what started them, which makes 1 of all statuses but 0.
+    """
+    statuses = {int(word) for word in words if word.isdigit()}
+    if returncode == 0 and statuses == {DONE} and all(word.isdigit() for word in words):
+        return DONE
+    if any(word.startswith("pid") for word in words) and not asked_to_stop:
+        statuses.discard(PREEMPTED)  # torchrun asks the others to stop when one has died
+    for status in WORST_FIRST:
+        if status in statuses:
+            return status
+    return 128 - returncode if returncode < 0 else returncode or BUG
 
 
 def descendants(pid: int) -> set[int]:

@@ -101,6 +101,7 @@ def save(run: RunConfig, job: Job, state: TrainState, stretch: Stretch, world: W
     state = merged(state, stretch, world)
     document = {**state.to_json(), "config": to_dict(run)}
     report_failed_save(job, state, job.saver.begin(document, _hf_writer(run, job.dataset, state)))
+    job.ledger.longest_save_seconds = job.saver.longest_seconds
 
 
 def report_failed_save(job: Job, state: TrainState, problems: list[str]) -> None:
@@ -162,6 +163,7 @@ def end_job(
     if job.saver.saved_step != state.step:
         save(run, job, state, stretch, world)
     job.saver.wait()
+    job.ledger.longest_save_seconds = job.saver.longest_seconds
     if job.saver.saved_step != state.step:
         raise OSError("; ".join(job.saver.failures))
     job.ledger.status = "done" if state.step == run.steps else "preempted"

@@ -31,6 +31,7 @@ class Ledger:
         if self._file and self.path.stat().st_size and not ends_with_newline(self.path):
             self._file.write("\n")  # the last line of a killed job may be cut
         self._progress_at = 0.0
+        self.longest_save_seconds = 0.0  # of saves that have ended
         self.status: Status = "failed"  # what an end without an error is: set when it is known
 
     def __enter__(self) -> Self:
@@ -61,7 +62,9 @@ class Ledger:
         """now: even if the last such line is only seconds old."""
         if self._file and (now or time.monotonic() - self._progress_at > PROGRESS_SECONDS):
             self._progress_at = time.monotonic()
-            self._write("progress", step=step, seconds=self._activity.accounted())
+            self._write(
+                "progress", step=step, seconds=self._activity.accounted(), **self._longest()
+            )
 
     def event(self, what: str, step: int, message: str) -> None:
         """Something a person may want to know later; said aloud too."""
@@ -72,8 +75,15 @@ class Ledger:
     def end(self, status: Status, exit_status: int, message: str = "") -> None:
         self._write(
             "end", status=status, step=self._activity.step, exit_status=exit_status,
-            message=message, seconds=self._activity.accounted(),
+            message=message, seconds=self._activity.accounted(), **self._longest(),
         )  # fmt: skip
+
+    def _longest(self) -> dict[str, float]:
+        """What a stop may take: a step, and a checkpoint."""
+        return {
+            "longest_step_seconds": self._activity.longest_step_seconds,
+            "longest_save_seconds": self.longest_save_seconds,
+        }
 
     def _write(self, kind: str, **values: Any) -> None:
         if self._file is None:

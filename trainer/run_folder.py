@@ -6,6 +6,7 @@ runs/tiny/
     jobs.jsonl                       what happened, job by job
     damaged_blocks.jsonl             which readings of a block were passed over, and why
     rewinds.jsonl                    where a rewind has moved the stream
+    slurm/                           what `cloze submit` froze, logs of its jobs, how each start ended
     lock owner.json                  the job that is training now
     STOP                             put there by you: the run saves and stops
 """
@@ -31,6 +32,7 @@ from trainer.stopping import STOP_FILE
 from trainer.watchdog import STALLS
 
 DAMAGE_FILE = "damaged_blocks.jsonl"
+SLURM_FOLDER = "slurm"
 
 
 @contextmanager
@@ -97,6 +99,7 @@ def claim(folder: Path, config: RunConfig, resolved_deepspeed: dict[str, Any]) -
         LEDGER_FILE,
         STOP_FILE,
         STALLS,
+        SLURM_FOLDER,
         "lock",
         "owner.json",
     }

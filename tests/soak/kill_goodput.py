@@ -57,7 +57,7 @@ def main() -> None:
     dataset = make_dataset(options.folder)
     preset = tiny_preset(
         options.folder, dataset, steps=10_000_000, global_batch_size=32, micro_batch_size=8,
-        precision="bf16", save_every=options.save_every, hang_timeout_seconds=HANG_SECONDS, model=MODEL,
+        precision="bf16", save_every=options.save_every, hang_timeout_seconds=HANG_SECONDS, log_every=10, model=MODEL,
         data={"sequence_length": 128}, optim={"schedule": "constant"},
     )  # fmt: skip
     number = signal.SIGSTOP if options.stopped else signal.SIGKILL
