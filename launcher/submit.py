@@ -15,6 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from data.shards import Dataset
 from launcher.environment import environment_lines
 from launcher.freeze import ROOT, freeze, next_folder
 from launcher.jobs import read_jobs
@@ -95,10 +96,9 @@ def needed_seconds(config: RunConfig) -> int:
     As measured in its last job; before the first, a checkpoint's size over WRITE_BYTES_PER_SECOND.
     """
     jobs = [job for job in read_jobs(Path(config.dir)) if job.longest_save_seconds]
+    needed = STATE_BYTES * _num_parameters(config) / WRITE_BYTES_PER_SECOND
     if jobs:
         needed = SAFETY * (jobs[-1].longest_step_seconds + jobs[-1].longest_save_seconds)
-    else:
-        needed = STATE_BYTES * num_parameters(config.model, 30_000) / WRITE_BYTES_PER_SECOND
     return math.ceil(needed + SPARE_SECONDS)
 
 
@@ -229,6 +229,12 @@ def _lead_problems(options: argparse.Namespace, lead: int, needed: int) -> list[
     return problems
 
 
+def _num_parameters(config: RunConfig) -> int:
+    """ValueError or OSError where the dataset cannot be used."""
+    dataset = Dataset.open(config.data.path, config.data.storage)
+    return num_parameters(config.model, dataset.vocab_size)
+
+
 def _job_name(configs: dict[str, RunConfig]) -> str:
     """The same for all submissions of a run, and of no other: one of a name runs at a time (singleton)."""
     folder = Path(next(iter(configs.values())).dir).resolve()
@@ -240,7 +246,7 @@ def _show(folder: Path, configs: dict[str, RunConfig], script: str, site: dict[s
           f"({len(environment_lines())} packages)")  # fmt: skip
     for config in configs.values():
         done = max(map(step_of, list_checkpoints(Path(config.dir))), default=0)
-        size = STATE_BYTES * num_parameters(config.model, 30_000)
+        size = STATE_BYTES * _num_parameters(config)
         print(
             f"{config.dir}: {config.steps - done:,} of {config.steps:,} steps are left; "
             f"a checkpoint is about {bytes_text(size)}"

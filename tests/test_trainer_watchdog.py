@@ -77,7 +77,8 @@ def test_a_rank_that_hangs_is_named_and_the_run_goes_on(
 
 def test_a_rank_that_is_stopped_before_it_has_joined(tiny_dataset: Path, tmp_path: Path) -> None:
     """And the launcher is killed: its processes end all the same, by themselves."""
-    preset = tiny_preset(tmp_path, tiny_dataset, steps=STEPS, hang_timeout_seconds=2)
+    # a rank that starts is given ten times as long: more than the deadline below
+    preset = tiny_preset(tmp_path, tiny_dataset, steps=STEPS, hang_timeout_seconds=12)
     plan = json.dumps([{"rank": 1, "step": 0, "at": "join", "do": "stop"}])
     process = subprocess.Popen(
         faulty_command(preset), cwd=ROOT, env={**environment(), "FAULT_PLAN": plan}
@@ -103,10 +104,11 @@ def test_a_job_that_was_suspended_is_no_hang(
         faulty_command(preset), cwd=ROOT, env={**environment(), "FAULT_PLAN": json.dumps(plan)}
     )
     wait_for_step(tmp_path / "run", 5)
+    longest = max(line["step_seconds"] for line in read_metrics(tmp_path / "run"))
     family = [process.pid, *descendants(process.pid)]
     for pid in family:
         os.kill(pid, signal.SIGSTOP)
-    time.sleep(8)
+    time.sleep(4 + 11 * longest)  # a step may take ten times as long as any before it
     for pid in family:
         os.kill(pid, signal.SIGCONT)
     assert process.wait(timeout=200) == 0
