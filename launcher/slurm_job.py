@@ -96,13 +96,13 @@ def end(folder: Path, processes: int, returncode: int) -> int:
 
 
 def _starts_in_vain(run: Path, newest: int) -> int:
-    """Starts at the end of the list that failed without having brought a newer checkpoint."""
+    """Starts at the end of the list that could be tried again, and brought no newer checkpoint."""
     starts = _starts(run)
     reached = [start["newest_step"] for start in starts]
     number = 0
     for index in range(len(starts) - 1, -1, -1):
         before = reached[index - 1] if index else -1
-        if starts[index]["status"] in (DONE, PREEMPTED) or before < reached[index]:
+        if starts[index]["status"] in NOT_TO_REPEAT or before < reached[index]:
             break
         number += 1
     return number
