@@ -45,12 +45,12 @@ def commands_of(text: str) -> Iterator[list[str]]:
 
 
 def shown_commands() -> Iterator[tuple[str, list[str]]]:
-    """(where, words) of every command in the pages, the presets' headers and the Slurm script's."""
+    """(where, words) of every command in the pages, the presets' headers and the Slurm scripts'."""
     for page in PAGES:
         for block in blocks(page, "bash"):
             for words in commands_of(block):
                 yield page.name, words
-    for file in [*sorted(ROOT.glob("configs/*.yaml")), ROOT / "slurm/train.sbatch"]:
+    for file in sorted([*ROOT.glob("configs/*.yaml"), *ROOT.glob("slurm/*.sbatch")]):
         header = "".join(
             f"{line[4:]}\n" for line in file.read_text().splitlines() if line.startswith("#   ")
         )
@@ -100,7 +100,10 @@ def check_sbatch(words: list[str]) -> None:
     script = next(i for i, word in enumerate(words) if not word.startswith("-"))
     assert all(re.fullmatch(r"--[a-z-]+=\S+", word) for word in words[:script]), words
     assert (ROOT / words[script]).is_file()
-    check_train(words[script + 1 :])
+    if words[script] == "slurm/prepare.sbatch":
+        check_cloze(["prepare", *words[script + 1 :]])
+    else:
+        check_train(words[script + 1 :])
 
 
 def check_make(words: list[str]) -> None:

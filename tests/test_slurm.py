@@ -2,13 +2,14 @@
 
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from slurm_cluster import SlurmCluster, slurm_cluster
-from support import ROOT, launch, read_metrics, tiny_preset
+from support import ROOT, launch, read_metrics, tiny_preset, write_corpus
 from test_trainer_stopping import curve, ledger, processes_of
 
 from trainer.checkpoint_files import list_checkpoints, problems_of, step_of
@@ -188,3 +189,25 @@ def test_what_another_start_would_not_mend_ends_the_job(
     assert "ExitCode=78:0" in cluster.run("scontrol", "show", "job", job)
     assert "holds ['thesis.tex'] and is no run of ours" in log_of(run)
     assert log_of(run).count("start 1:") == 1 and "start 2:" not in log_of(run)
+
+
+def test_a_dataset_is_prepared_by_a_job(cluster: SlurmCluster, tmp_path: Path) -> None:
+    text = write_corpus(tmp_path / "text.jsonl", 300)
+    made = {}
+    for name in ("here", "there"):
+        arguments = [
+            str(tmp_path / name),
+            f"text={text}",
+            "--vocab-size=360",
+            "--heldout-fraction=0.05",
+        ]
+        if name == "here":
+            cloze = [sys.executable, "-m", "launcher.cli", "prepare"]
+            subprocess.run([*cloze, *arguments], cwd=ROOT, check=True, capture_output=True)
+        else:
+            cluster.run(
+                "sbatch", "--wait", "--cpus-per-task=2", "--mem=1000", f"--output={tmp_path}/log",
+                "slurm/prepare.sbatch", *arguments, CLOZE_VENV=sys.prefix,
+            )  # fmt: skip
+        made[name] = {p.name: p.read_bytes() for p in (tmp_path / name).rglob("*.tar")}
+    assert made["here"] == made["there"] and made["here"]
