@@ -5,6 +5,7 @@ runs/tiny/
     checkpoints/ tensorboard/ metrics.jsonl
     jobs.jsonl                       what happened, job by job
     damaged_blocks.jsonl             which readings of a block were passed over, and why
+    plan.json                        what `cloze plan` foretold; the run compares
     rewinds.jsonl                    where a rewind has moved the stream
     lock owner.json                  the job that is training now
     STOP                             put there by you: the run saves and stops
@@ -31,6 +32,7 @@ from trainer.stopping import STOP_FILE
 from trainer.watchdog import STALLS
 
 DAMAGE_FILE = "damaged_blocks.jsonl"
+PLAN_FILE = "plan.json"
 
 
 @contextmanager
@@ -97,6 +99,7 @@ def claim(folder: Path, config: RunConfig, resolved_deepspeed: dict[str, Any]) -
         LEDGER_FILE,
         STOP_FILE,
         STALLS,
+        PLAN_FILE,
         "lock",
         "owner.json",
     }
