@@ -1,9 +1,9 @@
 """A network's shape and a micro-batch in, the bytes that its forward and backward pass hold out. No torch.
 
 Counted from what autograd keeps of each operation of `model.bert`, `model.modernbert` and `model.heads`, as
-Korthikanti et al. 2022 (section 4) count for GPT: there 34 bytes for each of T x D, here 36 on CPUs, where a
-dropout mask has the dtype of the activations, and 28 with fused attention on GPUs, where one projection
-serves queries, keys and values. LayerNorm's statistics and other small vectors are left out.
+Korthikanti et al. 2022 (section 4) count for GPT: 34 bytes for each of T x D beside the scores, here too on
+GPUs, and 36 on CPUs, where a dropout mask has the dtype of the activations. LayerNorm's statistics and
+other small vectors are left out.
 """
 
 from dataclasses import dataclass
