@@ -241,7 +241,9 @@ def _peaks(rank: Rank, course: _Course) -> Iterator[float]:
     yield held + head.scaled
     tied = each * parameters.embedding  # the head's part waits for that of the embeddings
     held += tied - head.gradient + course.buckets
-    flat, passed = course.flat, model.hidden_size**2  # of the heads
+    # later micro-batches add to what the first has allocated
+    flat = 0 if rank.accumulation > 1 and course.carried == course.flat else course.flat
+    passed = model.hidden_size**2  # of the heads
     for layer in reversed(layers):
         again = 0
         if is_checkpointed(model, layer):
@@ -252,7 +254,9 @@ def _peaks(rank: Rank, course: _Course) -> Iterator[float]:
             held, flat = held + flat, 0
         held += course.of_each * parameters.layer - kept_bytes(model, batch, layer)
     yield held + flat + tied + course.of_largest
-    grown = base + course.flat + course.of_each * parameters.total
+    grown = (
+        base + (course.flat if rank.accumulation == 1 else 0) + course.of_each * parameters.total
+    )
     yield grown + course.reduce
     yield grown + course.update
 
