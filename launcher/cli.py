@@ -5,6 +5,7 @@ cloze prepare DATASET TEXT...    text -> tokenizer -> shards
 cloze shards verify|stat DATASET all hashes; what is in it
 cloze doctor DATASET|PRESET      what is wrong, before anything is trained
 cloze rehearse DATASET|PRESET    the stream of 512 ranks, without reading a block
+cloze plan PRESET [key=value]    memory, time and disk of a run, before it runs
 cloze train PRESET [key=value]   the run, or its continuation
 cloze submit PRESET              the same run on Slurm, from a frozen copy, until it is done
 cloze status RUN                 how it is doing, or how it ended
@@ -36,6 +37,7 @@ COMMANDS = {  # in launcher/: only the module of the command that was given is i
         "prove_resume",
         "that a killed run of a preset goes on as if nothing had been",
     ),
+    "plan": ("plan", "memory, time and disk of a run on any number of ranks, before it runs"),
     "rehearse": ("rehearse", "the stream of a run on any number of ranks, without reading a block"),
 }
 

@@ -25,6 +25,7 @@ from trainer.jumps import Jump, known_jumps
 from trainer.ledger import Ledger
 from trainer.metrics import Metrics
 from trainer.model_card import model_card
+from trainer.prediction import Comparison
 from trainer.rewind import go_back
 from trainer.saver import Saver
 from trainer.start import announce, prepare, resume
@@ -46,6 +47,7 @@ class Job(NamedTuple):
     guard: Guard
     metrics: Metrics
     stragglers: Stragglers
+    comparison: Comparison
 
 
 def begin_job(
@@ -84,6 +86,7 @@ def begin_job(
         Guard(run.guard),
         metrics,
         Stragglers(activity, world, named.stage),
+        Comparison(run, world, state.step, deepspeed),
     )
     return job, state, known_jumps(run_dir, world)
 

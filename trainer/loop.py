@@ -2,6 +2,7 @@
 
 import math
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -78,7 +79,9 @@ def train(
             damage = []
             if counts.num_damaged:
                 damage = record_damage(Path(run.dir), job.dataset, state, items, world)
-            grad_norm = optimizer_step(run, job, state, items, counts, world)
+            grad_norm = job.comparison.during(
+                state.step + 1, partial(optimizer_step, run, job, state, items, counts, world)
+            )
             activity.enter("log")
             loss = job.metrics.end_step(counts.flops, grad_norm)  # collective
             state = state.advance(
@@ -135,6 +138,8 @@ def between_steps(
         step_seconds = job.metrics.log(state, learning_rate, grad_norm)
         if message := job.stragglers.look(step_seconds):
             job.ledger.event("straggler", state.step, message)
+        if message := job.comparison.look(state.step, step_seconds):
+            job.ledger.event("plan", state.step, message)
     if is_done or (run.eval_every and state.step % run.eval_every == 0):
         job.activity.enter("eval")
         values = evaluate(job.engine, job.dataset, stretch, world, num_rows=run.eval_rows)

@@ -5,6 +5,7 @@ runs/tiny/
     checkpoints/ tensorboard/ metrics.jsonl
     jobs.jsonl                       what happened, job by job
     damaged_blocks.jsonl             which readings of a block were passed over, and why
+    plan.json                        what `cloze plan` foretold; the run compares
     rewinds.jsonl                    where a rewind has moved the stream
     slurm/                           what `cloze submit` froze, logs of its jobs, how each start ended
     lock owner.json                  the job that is training now
@@ -33,6 +34,7 @@ from trainer.watchdog import STALLS
 
 DAMAGE_FILE = "damaged_blocks.jsonl"
 SLURM_FOLDER = "slurm"
+PLAN_FILE = "plan.json"
 
 
 @contextmanager
@@ -100,6 +102,7 @@ def claim(folder: Path, config: RunConfig, resolved_deepspeed: dict[str, Any]) -
         STOP_FILE,
         STALLS,
         SLURM_FOLDER,
+        PLAN_FILE,
         "lock",
         "owner.json",
     }
