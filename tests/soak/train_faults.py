@@ -26,6 +26,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -54,11 +55,17 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--seconds-between-faults", type=float, default=20)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--go-on", action="store_true", help="with the disturbed run of an earlier call"
+    )
     options = parser.parse_args()
     dataset = make_dataset(options.folder)
     broken = options.folder / "broken"
-    preset = make_preset(broken, dataset, ENDLESS)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", DISK, "tmpfs", broken / "run"], check=True)
+    if options.go_on:
+        preset = broken / "preset.yaml"
+    else:
+        preset = make_preset(broken, dataset, ENDLESS)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", DISK, "tmpfs", broken / "run"], check=True)
     try:
         soak = Soak(preset, broken, dataset, options)
         soak.go()
@@ -219,9 +226,10 @@ class Soak:
 
     def fill_disk(self) -> None:
         filler = self.run / "filler.tmp-"
-        free = shutil.disk_usage(self.run).free
-        filler.write_bytes(b"x" * max(0, free - 200_000))
         self.repair.append((filler, b""))
+        free = shutil.disk_usage(self.run).free
+        with suppress(OSError):  # the run takes space too meanwhile
+            filler.write_bytes(b"x" * max(0, free - 200_000))
         time.sleep(self.rng.uniform(1, 8))
         self.mend()
 
