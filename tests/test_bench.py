@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from support import ROOT, environment, write_corpus
 
-from bench import heads
+from bench import heads, scale
 
 
 @pytest.mark.parametrize(
@@ -57,3 +57,18 @@ def test_records_name_hardware_versions_commit_and_command() -> None:
         text = path.read_text(encoding="utf-8")
         for part in ("Hardware:", "Software:", "Commit ", "python -m "):
             assert part in text, (path.name, part)
+
+
+def test_scale_divides_what_can_be_divided(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And says from where on the preset is refused, as the trainer would."""
+    monkeypatch.setattr("sys.argv", ["bench.scale", str(ROOT / "configs/modern_1b.yaml")])
+    scale.main()
+    lines = capsys.readouterr().out.splitlines()
+    first = next(i for i, line in enumerate(lines) if line.split()[:1] == ["8"])
+    rows = [line.split() for line in lines[first : first + 10]]
+    assert [row[0].rstrip("*") for row in rows] == [f"{8 << n:,}" for n in range(10)]
+    assert [row[0].endswith("*") for row in rows] == [False] * 5 + [True] * 5
+    assert [int(row[1]) * (8 << n) for n, row in enumerate(rows[:5])] == [1152] * 5  # lanes
+    assert any("256 ranks do not divide" in line for line in lines)
