@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from data.files import read_json
+from data.files import read_small_json
 from trainer.config import RunConfig
 from trainer.measured_memory import peak_bytes
 from trainer.phases import settings_at
@@ -59,7 +59,7 @@ def read_prediction(run_dir: Path, step: int) -> Prediction | str | None:
     if not path.exists():
         return None
     try:
-        document = read_json(path)
+        document = read_small_json(path)
         if document["format"] != FORMAT:
             return f"{path} has format {document['format']!r}, not {FORMAT!r}"
         names = {field.name for field in fields(Prediction)}
