@@ -35,7 +35,7 @@ from transformers import (
 from bench.budget import time_budget
 from bench.step_batches import batches_of_paragraphs, batches_of_rows, fill, labels_of
 from bench.text import plain_jsonl
-from data.batch import Batch
+from data.collate import Batch
 from data.prepare import PrepareConfig, prepare
 from model.config import Architecture, ModelConfig
 from model.flops import attended_pairs, flops_per_step, peak_flops

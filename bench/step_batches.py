@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer
 
-from data.batch import Batch, Reader, build_loader, collate
+from data.batch import Reader, build_loader
+from data.collate import Batch, collate
 from data.lanes import DataConfig, StreamState
 from data.rows import Row
 

@@ -1,21 +1,18 @@
-"""Rows in, tensors out: collation, the loader of a training run, and the fixed batches of evaluation.
+"""Rows in, micro-batches out: the loader of a training run, and the fixed batches of evaluation.
 
 Every training batch carries the cursors of the lanes it used. The trainer commits them when the
 optimizer step is complete, so prefetching and gradient accumulation can never lose or repeat a
 row.
 """
 
-# B rows, L slots of a row, M masked slots of the batch, P sequence pairs of the batch
-
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import numpy as np
-import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from data.collate import Batch, collate
 from data.hashing import stable_hash64
 from data.lanes import (
     Cursor,
@@ -27,42 +24,8 @@ from data.lanes import (
     rows_of_batch,
 )
 from data.masking import Vocabulary
-from data.pairs import UNLABELLED
 from data.rows import ROWS_AT_ONCE, Row, make_rows, plan_rows
 from data.shards import Dataset
-
-STARTS_AT_ONCE = 64  # Batch.sequence_starts is as long as a multiple of this
-
-
-class Batch(NamedTuple):
-    """One micro-batch. The tensors are the model's inputs."""
-
-    input_ids: torch.Tensor  # int64 [B, L]
-    token_type_ids: torch.Tensor  # int64 [B, L]
-    position_ids: torch.Tensor  # int64 [B, L], from 0 in every sequence
-    sequence_ids: torch.Tensor  # int32 [B, L]: 0, 1, ... along the row, -1 at padding
-    masked_index: torch.Tensor  # int64 [M], into the B * L slots
-    masked_labels: torch.Tensor  # int64 [M]
-    cls_index: torch.Tensor  # int64 [P], into the B * L slots: [CLS] of each labelled pair
-    nsp_labels: torch.Tensor  # int64 [P]: 0 is next, 1 random
-    sequence_starts: (
-        torch.Tensor
-    )  # int32: slots of B * L at which sequences and padding begin, then B * L
-    sequence_lengths: np.ndarray  # int64 [number of sequences]
-    rows_digest: int  # int64: sum of the rows' digests, modulo 2^64
-
-    @property
-    def num_tokens(self) -> int:
-        """Filled slots."""
-        return int(self.sequence_lengths.sum())
-
-    def model_inputs(self, device: torch.device) -> dict[str, torch.Tensor]:
-        """The model's keyword arguments, on `device`."""
-        return {
-            name: value.to(device, non_blocking=True)
-            for name, value in zip(self._fields, self, strict=True)
-            if isinstance(value, torch.Tensor)
-        }
 
 
 @dataclass(frozen=True)
@@ -73,61 +36,6 @@ class StreamItem:
     first_row: int
     cursors: dict[int, Cursor]
     damage: tuple[Damage, ...] = ()  # of the whole stream, as far as its reader knows
-
-
-def collate(rows: list[Row], numbers: list[int], sequence_length: int, pad_id: int) -> Batch:
-    """Pad rows to `sequence_length` and lay them side by side. numbers: each row's place in the run."""
-    joined = Row(*map(np.concatenate, zip(*rows, strict=True)))
-    num_filled = np.array([len(row.input_ids) for row in rows])
-    filled = np.arange(sequence_length) < num_filled[:, None]
-
-    def padded(values: np.ndarray, padding: int, dtype: type = np.int64) -> torch.Tensor:
-        slots = np.full(filled.shape, padding, dtype=dtype)
-        slots[filled] = values
-        return torch.from_numpy(slots)
-
-    offsets = np.arange(len(rows)) * sequence_length
-    masked = joined.masked_positions
-    masked += np.repeat(offsets, [len(row.masked_positions) for row in rows])
-    lengths = joined.sequence_lengths
-    shift = offsets - (np.cumsum(num_filled) - num_filled)
-    starts = np.cumsum(lengths) - lengths
-    starts += np.repeat(shift, [len(row.sequence_lengths) for row in rows])
-    labelled = joined.nsp_labels != UNLABELLED
-    return Batch(
-        padded(joined.input_ids, pad_id),
-        padded(joined.token_type_ids, 0),
-        padded(joined.position_ids, 0),
-        padded(joined.sequence_ids, -1, np.int32),
-        torch.from_numpy(masked),
-        torch.from_numpy(joined.masked_labels.astype(np.int64)),
-        torch.from_numpy(starts[labelled]),
-        torch.from_numpy(joined.nsp_labels[labelled]),
-        _segment_starts(starts, num_filled, sequence_length),
-        sequence_lengths=lengths,
-        rows_digest=wrap_int64(sum(map(Row.digest, rows, numbers))),
-    )
-
-
-def _segment_starts(
-    starts: np.ndarray, num_filled: np.ndarray, sequence_length: int
-) -> torch.Tensor:
-    """Where each sequence, and the padding of each row, begins; the end as often as fills up a round number.
-
-    So the tensor has few different lengths, and what is compiled for one fits the next batch.
-    """
-    num_rows = len(num_filled)
-    padding = (np.arange(num_rows) * sequence_length + num_filled)[num_filled < sequence_length]
-    bounds = np.sort(np.concatenate([starts, padding]))
-    num_bounds = -(-(len(bounds) + 1) // STARTS_AT_ONCE) * STARTS_AT_ONCE
-    padded = np.full(num_bounds, num_rows * sequence_length, dtype=np.int32)
-    padded[: len(bounds)] = bounds
-    return torch.from_numpy(padded)
-
-
-def wrap_int64(value: int) -> int:
-    """`value` modulo 2^64, as a signed 64-bit integer."""
-    return (value + (1 << 63)) % (1 << 64) - (1 << 63)
 
 
 @dataclass(frozen=True)
@@ -200,7 +108,11 @@ class MicroBatches(IterableDataset[StreamItem]):
     def _make(self, lanes: Lanes, numbers: np.ndarray) -> StreamItem:
         rows = [lanes.row(number) for number in numbers.tolist()]
         batch = collate(
-            rows, numbers.tolist(), self.config.sequence_length, lanes.vocabulary.pad_id
+            rows,
+            numbers.tolist(),
+            self.config.sequence_length,
+            lanes.vocabulary.pad_id,
+            lanes.mixture,
         )
         touched = {number % self.config.num_lanes for number in numbers.tolist()}
         cursors = {lane: lanes.cursor(lane) for lane in touched}
@@ -260,7 +172,7 @@ def evaluation_batches(
     """
     rows = heldout_rows(dataset, config, reader.seed, num_rows)
     size = reader.micro_batch_size
-    pad_id = dataset.special_ids["[PAD]"]
+    pad_id, mixture = dataset.special_ids["[PAD]"], config.mixture
     num_batches = -(-len(rows) // size)
     for round_number in range(-(-num_batches // reader.world_size)):
         start = (round_number * reader.world_size + reader.rank) * size
@@ -268,21 +180,22 @@ def evaluation_batches(
         start = start if counts else 0
         part = rows[start : start + size]
         numbers = list(range(start, start + len(part)))
-        yield collate(part, numbers, config.sequence_length, pad_id), counts
+        yield collate(part, numbers, config.sequence_length, pad_id, mixture), counts
 
 
 def heldout_rows(dataset: Dataset, config: DataConfig, seed: int, num_rows: int) -> list[Row]:
     """The first `num_rows` rows of the held-out split, one block after the other in turn."""
     vocabulary = Vocabulary.of(dataset.special_ids, dataset.vocab_size)
+    mixture, masking = config.mixture, config.masking
     queues: list[Iterator[Row]] = []
 
     def rows_of(index: int) -> Iterator[Row]:
         key = stable_hash64(seed, "heldout", index)
         block = dataset.read_block(index)
-        plan = plan_rows(block, config.sequence_length, config.packing, key)
+        plan = plan_rows(block, config.sequence_length, config.packing, key, mixture)
         for first in range(0, plan.num_rows, ROWS_AT_ONCE):
             numbers = range(first, min(first + ROWS_AT_ONCE, plan.num_rows))
-            rows = make_rows(block, plan, numbers, vocabulary, config.masked_fraction, key)
+            rows = make_rows(block, plan, numbers, vocabulary, masking, key)
             yield from map(rows.row, range(len(numbers)))
 
     queues = [rows_of(int(index)) for index in dataset.block_indices("heldout")]

@@ -155,7 +155,7 @@ def survey_rows(
             continue
         key = stable_hash64(seed, "inspection", index)
         plan = plan_rows(block, sequence_length, packing, key)
-        labels = plan.pairs.nsp_label
+        labels = plan.pairs.label
         survey.num_blocks += 1
         survey.num_rows += plan.num_rows
         survey.num_slots_filled += int(plan.pairs.lengths.sum())

@@ -18,7 +18,8 @@ from typing import NamedTuple
 import numpy as np
 
 from data.hashing import permute, stable_hash64
-from data.masking import Vocabulary
+from data.masking import MASK_SHARE, RANDOM_SHARE, Masking, Vocabulary
+from data.objectives import DEFAULT_RECIPE, Mixture, read_mixture
 from data.rows import ROWS_AT_ONCE, Row, RowPlan, Rows, make_rows, plan_rows
 from data.shards import Block, DamagedBlock, Dataset
 from data.sources import MAX_WEIGHT_SUM, pick_source, training_sources
@@ -36,7 +37,11 @@ class DataConfig:
     num_lanes: int = (
         256  # fixed for the life of a run; ranks divide the smaller of it and the batch
     )
+    # recipe -> integer share of rows: what they are made for (data/objectives.py)
+    objectives: dict[str, int] = field(default_factory=lambda: {DEFAULT_RECIPE: 1})
     masked_fraction: float = 0.15  # of the tokens of a row (Devlin et al. 2019)
+    mask_token_share: float = MASK_SHARE  # of the masked ones, shown as [MASK]
+    random_token_share: float = RANDOM_SHARE  # shown as another token; the rest is shown as it is
     weights: dict[str, int] | None = None  # source -> integer share of windows; None: as prepared
     num_workers: int = 0  # loader processes per rank; 0: rows are made in the training process
     max_damaged_blocks: int = 0  # readings of a block that may fail and be passed over, in a run
@@ -53,8 +58,7 @@ class DataConfig:
             problems.append(f"data.sequence_length {self.sequence_length} is not in 8 to 65536")
         if self.num_lanes < 1:
             problems.append(f"data.num_lanes {self.num_lanes} is below 1")
-        if not 0 < self.masked_fraction < 1:
-            problems.append(f"data.masked_fraction {self.masked_fraction} is not between 0 and 1")
+        problems += self._objective_problems()
         for name in ("num_workers", "max_damaged_blocks"):
             if getattr(self, name) < 0:
                 problems.append(f"data.{name} {getattr(self, name)} is negative")
@@ -70,6 +74,29 @@ class DataConfig:
             problems.append(f"data.weights sum to {sum(weights.values())}, over {MAX_WEIGHT_SUM}")
         if problems:
             raise ValueError("; ".join(problems))
+
+    def _objective_problems(self) -> list[str]:
+        problems = []
+        if not 0 < self.masked_fraction < 1:
+            problems.append(f"data.masked_fraction {self.masked_fraction} is not between 0 and 1")
+        shares = (self.mask_token_share, self.random_token_share)
+        if min(shares) < 0 or sum(shares) > 1:
+            problems.append(
+                f"data.mask_token_share {shares[0]} and random_token_share {shares[1]} are not shares of 1"
+            )
+        try:
+            read_mixture(self.objectives)
+        except ValueError as error:
+            problems.append(str(error))
+        return problems
+
+    @property
+    def masking(self) -> Masking:
+        return Masking(self.masked_fraction, self.mask_token_share, self.random_token_share)
+
+    @property
+    def mixture(self) -> Mixture:
+        return read_mixture(self.objectives)
 
 
 class Cursor(NamedTuple):
@@ -142,6 +169,7 @@ class Lanes:
     def __init__(self, dataset: Dataset, config: DataConfig, seed: int, state: StreamState) -> None:
         self.dataset, self.config, self.seed = dataset, config, seed
         self.vocabulary = Vocabulary.of(dataset.special_ids, dataset.vocab_size)
+        self.mixture, self.masking = config.mixture, config.masking
         self.sources, self.blocks = training_sources(dataset, config.weights)
         self.damage = list(state.damage)
         self._check_state(state)
@@ -175,7 +203,7 @@ class Lanes:
                 window.plan,
                 range(window.first, stop),
                 self.vocabulary,
-                self.config.masked_fraction,
+                self.masking,
                 window.origin.key,
             )
         row = window.rows.row(cursor.row - window.first)
@@ -229,7 +257,7 @@ class Lanes:
             self._cursors[lane] = next_window(self._cursors[lane])
         name = self.sources[source]
         key = stable_hash64(self.seed, "window", name, epoch, ordinal)
-        plan = plan_rows(block, self.config.sequence_length, self.config.packing, key)
+        plan = plan_rows(block, self.config.sequence_length, self.config.packing, key, self.mixture)
         window = _Window(block, plan, Origin(block_index, epoch, name, key, 0))
         self._windows[lane] = window
         return window

@@ -12,6 +12,17 @@ from data.hashing import GOLDEN, hash_positions, mix64
 
 MASK_SHARE, RANDOM_SHARE = 0.8, 0.1  # the rest keeps its token (Devlin et al. 2019, appendix A.1)
 HASH_SHIFT = 24  # tokens are chosen by the upper 40 bits of their hash; ties by position
+MAX_SPAN = 10  # words (Joshi et al. 2020, 3.1)
+GEOMETRIC = 0.2  # their p: a span goes on with a probability of 0.8
+NGRAM_SHARES = (0.4, 0.3, 0.2, 0.1)  # of runs of 1, 2, 3 and 4 words (Cui et al. 2020, 3.2)
+
+
+class Masking(NamedTuple):
+    """How much of a row is hidden, and what is shown instead."""
+
+    fraction: float  # of the tokens of a row
+    mask_share: float = MASK_SHARE  # of the hidden ones, shown as [MASK]
+    random_share: float = RANDOM_SHARE  # shown as another token; the rest is shown as it is
 
 
 class Vocabulary(NamedTuple):
@@ -38,7 +49,7 @@ class Vocabulary(NamedTuple):
 
 
 def mask_row(
-    ids: np.ndarray, maskable: np.ndarray, fraction: float, vocabulary: Vocabulary, key: int
+    ids: np.ndarray, maskable: np.ndarray, masking: Masking, vocabulary: Vocabulary, key: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Hide a fixed share of a row's tokens, in place: 80 % [MASK], 10 % another token, 10 % kept.
 
@@ -52,52 +63,177 @@ def mask_row(
     if len(candidates) == 0:
         return candidates, ids[:0].copy()
     hashes = hash_positions(key, len(ids))[candidates]
-    num_masked = max(1, round(fraction * len(candidates)))
+    num_masked = max(1, round(masking.fraction * len(candidates)))
     by_hash = np.argsort(hashes >> np.uint64(HASH_SHIFT), kind="stable")
     chosen = np.sort(by_hash[:num_masked])
     positions = candidates[chosen]
     labels = ids[positions].copy()
-    ids[positions] = _shown(labels, hashes[chosen], vocabulary)
+    ids[positions] = shown_instead(labels, hashes[chosen], masking, vocabulary)
     return positions, labels
 
 
-def mask_rows(
-    ids: np.ndarray,
-    text: np.ndarray,
-    row_starts: np.ndarray,
-    fraction: float,
-    vocabulary: Vocabulary,
-    keys: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`mask_row` on many rows at once, which lie one after the other; the same result.
+class Text(NamedTuple):
+    """The slots of some rows that may be hidden. The rows lie one after the other."""
 
-    ids: uint32 [num_slots], changed in place; text: int64 [num_text], ascending, the slots that may
-    be masked; row_starts: int64 [num_rows + 1], at most 256 rows of at most 65536 slots; keys:
-    uint64 [num_rows]. Returns (slots int64 [num_masked], ascending; labels uint32 [num_masked];
-    how many are in each row, int64 [num_rows]).
+    slots: np.ndarray  # int64 [num_text], ascending
+    row_starts: np.ndarray  # int64 [num_rows + 1]: at most 256 rows of at most 65536 slots
+    keys: np.ndarray  # uint64 [num_rows]: what each row's masks are drawn from
+
+    def of_rows(self, is_chosen: np.ndarray) -> "Text":
+        """The text of some of the rows. is_chosen: bool [num_rows]."""
+        counts = np.diff(np.searchsorted(self.slots, self.row_starts))
+        return self._replace(slots=self.slots[np.repeat(is_chosen, counts)])
+
+
+def mask_rows(
+    ids: np.ndarray, text: Text, masking: Masking, vocabulary: Vocabulary
+) -> tuple[np.ndarray, np.ndarray]:
+    """`mask_row` on many rows at once; the same result.
+
+    ids: uint32 [num_slots], changed in place. Returns (slots int64 [num_masked], ascending; labels uint32
+    [num_masked]).
     """
-    text_starts = np.searchsorted(text, row_starts)
+    slots, row_starts, keys = text
+    text_starts = np.searchsorted(slots, row_starts)
     num_text = np.diff(text_starts)
-    position = (text - np.repeat(row_starts[:-1], num_text)).view(np.uint64)
-    hashes = _hashes(np.repeat(keys, num_text), position)
+    position = (slots - np.repeat(row_starts[:-1], num_text)).view(np.uint64)
+    hashes = hash_slots(np.repeat(keys, num_text), position)
     # one sort for all rows: by row, then hash, then position, which it carries along
     hashes >>= np.uint64(HASH_SHIFT)
     hashes <<= np.uint64(16)
     hashes |= position
     hashes |= np.repeat(np.arange(len(num_text), dtype=np.uint64) << np.uint64(56), num_text)
     hashes.sort()
-    num_masked = np.maximum(np.rint(fraction * num_text).astype(np.int64), np.minimum(num_text, 1))
+    num_masked = _budget(num_text, masking.fraction)
     ends = np.cumsum(num_masked)
     row = np.repeat(np.arange(len(num_masked)), num_masked)
     taken = np.arange(len(row)) + (text_starts[:-1] - (ends - num_masked))[row]
-    slots = np.sort((hashes[taken] & np.uint64(0xFFFF)).astype(np.int64) + row_starts[row])
-    labels = ids[slots]
-    chosen = _hashes(keys[row], (slots - row_starts[row]).astype(np.uint64))
-    ids[slots] = _shown(labels, chosen, vocabulary)
-    return slots, labels, num_masked
+    masked = np.sort((hashes[taken] & np.uint64(0xFFFF)).astype(np.int64) + row_starts[row])
+    labels = ids[masked]
+    chosen = hash_slots(keys[row], (masked - row_starts[row]).astype(np.uint64))
+    ids[masked] = shown_instead(labels, chosen, masking, vocabulary)
+    return masked, labels
 
 
-def _hashes(keys: np.ndarray, positions: np.ndarray) -> np.ndarray:
+def _budget(num_text: np.ndarray, fraction: float) -> np.ndarray:
+    """int64: how many tokens of each row are hidden, at least one where there is any."""
+    return np.maximum(np.rint(fraction * num_text).astype(np.int64), np.minimum(num_text, 1))
+
+
+def mask_spans(
+    ids: np.ndarray,
+    text: Text,
+    is_word_start: np.ndarray,
+    kind: str,
+    masking: Masking,
+    vocabulary: Vocabulary,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Hide whole words, or runs of them, until a row's share of tokens is reached; as `mask_rows` else.
+
+    is_word_start: bool, for each of text.slots. kind: "wwm" one word at a time, "span" runs of geometric
+    length, "ngram" runs of 1 to 4.
+
+    Runs are drawn in the order of their first words' hashes, and may overlap; the last one is hidden if that brings
+    the row nearer to its share. What is shown is drawn for each token, of "span" for a whole run (Joshi
+    et al. 2020, 3.1).
+    """
+    slots, row_starts, keys = text
+    num_text = np.diff(np.searchsorted(slots, row_starts))
+    row = np.repeat(np.arange(len(num_text)), num_text)
+    position = (slots - row_starts[:-1][row]).astype(np.uint64)
+    starts = is_word_start.copy()
+    first = np.ones(len(slots), dtype=bool)  # of a row, or behind a special token
+    first[1:] = slots[1:] != slots[:-1] + 1
+    starts |= first
+    words = np.flatnonzero(starts)  # [W], into text.slots
+    word_of = np.cumsum(starts) - 1
+    hashes = hash_slots(keys[row[words]], position[words])
+    run_hash = _least_hash_of_runs(hashes, _run_lengths(hashes, kind), first[words])
+    masked = _first_runs(
+        run_hash, np.bincount(word_of), row[words], _budget(num_text, masking.fraction)
+    )
+    taken = np.flatnonzero(masked[word_of])
+    of_token = hash_slots(keys[row[taken]], position[taken])
+    of_run = run_hash[word_of[taken]] if kind == "span" else of_token
+    labels = ids[slots[taken]]
+    ids[slots[taken]] = shown_instead(labels, of_run, masking, vocabulary, of_token)
+    return slots[taken], labels
+
+
+def _run_lengths(hashes: np.ndarray, kind: str) -> np.ndarray:
+    """int64: how many words the run that begins at each word has."""
+    if kind == "wwm":
+        return np.ones(len(hashes), dtype=np.int64)
+    draw = (mix64(hashes ^ np.uint64(0x2545F4914F6CDD1D)) >> np.uint64(11)) * 2.0**-53
+    if kind == "ngram":
+        return 1 + np.searchsorted(np.cumsum(NGRAM_SHARES)[:-1], draw, side="right")
+    lengths = np.arange(1, MAX_SPAN + 1)
+    shares = GEOMETRIC * (1 - GEOMETRIC) ** (lengths - 1)
+    return 1 + np.searchsorted(np.cumsum(shares / shares.sum())[:-1], draw, side="right")
+
+
+def _least_hash_of_runs(
+    hashes: np.ndarray, lengths: np.ndarray, is_first: np.ndarray
+) -> np.ndarray:
+    """uint64: the hash of the run that hides each word first: the least of those that reach it.
+
+    No run reaches over the start of a row, or over a special token (is_first: bool, of words behind one).
+    """
+    least = hashes.copy()
+    segment = np.cumsum(is_first)
+    for distance in range(1, int(lengths.max(initial=1))):
+        reaches = (lengths[:-distance] > distance) & (segment[distance:] == segment[:-distance])
+        earlier = np.where(reaches, hashes[:-distance], np.uint64(0xFFFFFFFFFFFFFFFF))
+        np.minimum(least[distance:], earlier, out=least[distance:])
+    return least
+
+
+def _first_runs(
+    run_hash: np.ndarray, num_tokens: np.ndarray, row: np.ndarray, budget: np.ndarray
+) -> np.ndarray:
+    """bool: the words of the runs, in the order of their hashes, that make up each row's budget of tokens.
+
+    run_hash, num_tokens, row: of each word. A run is hidden if most of it is within the budget; the first is in
+    any case.
+    """
+    order = np.lexsort((run_hash, row))
+    change = np.ones(len(order), dtype=bool)  # the first word of a run, in that order
+    change[1:] = (run_hash[order][1:] != run_hash[order][:-1]) | (row[order][1:] != row[order][:-1])
+    run = np.cumsum(change) - 1
+    first = np.flatnonzero(change)
+    size = np.bincount(run, weights=num_tokens[order]).astype(np.int64)
+    run_row = row[order][first]
+    before = np.cumsum(size) - size
+    row_change = np.ones(len(first), dtype=bool)
+    row_change[1:] = run_row[1:] != run_row[:-1]
+    before -= before[np.maximum.accumulate(np.where(row_change, np.arange(len(first)), 0))]
+    taken = (2 * (budget[run_row] - before) >= size) | row_change
+    masked = np.zeros(len(order), dtype=bool)
+    masked[order] = taken[run]
+    return masked
+
+
+def mask_always(
+    ids: np.ndarray,
+    slots: np.ndarray,
+    source: np.ndarray,
+    key: int,
+    masking: Masking,
+    vocabulary: Vocabulary,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Hide each token of a block with the same chance, and the same ones in every epoch.
+
+    slots: int64, ascending, that may be hidden; source: int64, the token of the block that each shows. key: 64
+    bits of the block. Returns as `mask_rows`.
+    """
+    hashes = hash_slots(np.uint64(key), source.astype(np.uint64))
+    chosen = (mix64(hashes) >> np.uint64(11)) * 2.0**-53 < masking.fraction
+    labels = ids[slots[chosen]]
+    ids[slots[chosen]] = shown_instead(labels, hashes[chosen], masking, vocabulary)
+    return slots[chosen], labels
+
+
+def hash_slots(keys: np.ndarray | np.uint64, positions: np.ndarray) -> np.ndarray:
     """uint64: what `hash_positions(key, ...)` gives at each position."""
     steps = positions + np.uint64(1)
     steps *= np.uint64(GOLDEN)
@@ -105,13 +241,27 @@ def _hashes(keys: np.ndarray, positions: np.ndarray) -> np.ndarray:
     return mix64(steps)
 
 
-def _shown(labels: np.ndarray, hashes: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
-    """uint32: what stands in the place of each chosen token."""
+def shown_instead(
+    labels: np.ndarray,
+    hashes: np.ndarray,
+    masking: Masking,
+    vocabulary: Vocabulary,
+    token_hashes: np.ndarray | None = None,
+) -> np.ndarray:
+    """uint32: what stands in the place of each hidden token.
+
+    hashes: uint64, what decides on [MASK], another token or none; token_hashes: what decides on which other
+    token, if not these.
+    """
     hashes = mix64(hashes ^ np.uint64(0x5851F42D4C957F2D))
     action = (hashes >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    if token_hashes is not None:
+        hashes = mix64(token_hashes ^ np.uint64(0x5851F42D4C957F2D))
     regular = vocabulary.regular_ids
     others = regular[(mix64(hashes) % np.uint64(len(regular))).astype(np.int64)]
     mask = np.uint32(vocabulary.mask_id)
     return np.where(
-        action < MASK_SHARE, mask, np.where(action < MASK_SHARE + RANDOM_SHARE, others, labels)
+        action < masking.mask_share,
+        mask,
+        np.where(action < masking.mask_share + masking.random_share, others, labels),
     )

@@ -5,10 +5,12 @@ Rows of a lane's open block cannot go on under another row length, so the lane t
 next block, and what was left of the open one is counted. All else goes on to the row.
 """
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from data.lanes import Cursor, DataConfig, StreamState, next_window
+from data.masking import MASK_SHARE, RANDOM_SHARE
+from data.objectives import DEFAULT_RECIPE
 from data.shards import Dataset
 from data.sources import training_sources
 
@@ -27,6 +29,10 @@ class Phase:
     sources: dict[str, int]  # the streams that are mixed -> their training blocks
     dataset_digest: str
     tokenizer_digest: str
+    # checkpoints that are older than these had the defaults
+    objectives: dict[str, int] = field(default_factory=lambda: {DEFAULT_RECIPE: 1})
+    mask_token_share: float = MASK_SHARE
+    random_token_share: float = RANDOM_SHARE
 
     @classmethod
     def of(
@@ -44,6 +50,9 @@ class Phase:
             sources={name: len(rows) for name, rows in zip(names, blocks, strict=True)},
             dataset_digest=dataset.digest,
             tokenizer_digest=dataset.manifest["tokenizer"]["digest"],
+            objectives=config.objectives,
+            mask_token_share=config.mask_token_share,
+            random_token_share=config.random_token_share,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -85,7 +94,8 @@ def enter(state: StreamState, old: Phase, new: Phase) -> tuple[StreamState, list
         notes.append(
             f"sources {anew} have other blocks than before: they begin at their first epoch"
         )
-    same_rows = (old.sequence_length, old.packing) == (new.sequence_length, new.packing)
+    decides = ("sequence_length", "packing", "objectives")  # which tokens are in which row
+    same_rows = all(getattr(old, name) == getattr(new, name) for name in decides)
     goes_on = {index for index, name in enumerate(old.sources) if name in kept and same_rows}
     left = 0
     cursors = []

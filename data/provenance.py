@@ -13,26 +13,33 @@ import numpy as np
 import zstandard
 
 from data.lanes import Origin
-from data.masking import Vocabulary
-from data.pairs import IS_NEXT, IS_RANDOM, UNLABELLED
+from data.masking import Masking, Vocabulary
+from data.objectives import CAUSAL, DEFAULT_MIXTURE, Mixture, Recipe
+from data.pairs import UNLABELLED
 from data.rows import Row, RowPlan, make_rows, plan_rows
 from data.shards import SPLITS, Block, Dataset, meta_path
 from data.storage import LocalShards
 
 WORD_MARK = "▁"  # what sentencepiece puts before the first piece of a word
 MAX_META_BYTES = 1 << 30  # of one compressed metadata file that is fetched
-LABELS = {IS_NEXT: "next", IS_RANDOM: "random", UNLABELLED: "none"}
+LABELS = {  # what the classes of a pair mean
+    "nsp": ("next", "random"),
+    "sop": ("next", "swapped"),
+    "order": ("next", "swapped", "random"),
+    "distance": ("next", "same document", "random"),
+}
 LEGEND = (
     "[MASK:word] hidden, [other:word] replaced by another token, [=word] masked but left as it is"
 )
 
 
-class Recipe(NamedTuple):
+class Making(NamedTuple):
     """How the rows of a phase are made."""
 
     sequence_length: int
     packing: bool
-    masked_fraction: float
+    masking: Masking
+    mixture: Mixture = DEFAULT_MIXTURE
 
 
 class Place(NamedTuple):
@@ -47,7 +54,7 @@ class Place(NamedTuple):
 class Piece(NamedTuple):
     """A pair of a row."""
 
-    label: str  # of LABELS
+    label: str  # of LABELS, or "none"
     a: Place
     b: Place | None
 
@@ -56,8 +63,8 @@ class Piece(NamedTuple):
 class Provenance:
     """Looks up rows of one dataset. Keeps the plan of the block it was asked for last."""
 
-    def __init__(self, dataset: Dataset, recipe: Recipe) -> None:
-        self.dataset, self.recipe = dataset, recipe
+    def __init__(self, dataset: Dataset, making: Making) -> None:
+        self.dataset, self.making = dataset, making
         self.vocabulary = Vocabulary.of(dataset.special_ids, dataset.vocab_size)
         self._key: tuple[int, int] | None = None
         self._planned: tuple[Block, RowPlan] | None = None
@@ -65,15 +72,23 @@ class Provenance:
     def _plan(self, origin: Origin) -> tuple[Block, RowPlan]:
         if self._planned is None or self._key != (origin.block, origin.key):
             block = self.dataset.read_block(origin.block)
-            plan = plan_rows(block, self.recipe.sequence_length, self.recipe.packing, origin.key)
+            making = self.making
+            plan = plan_rows(
+                block, making.sequence_length, making.packing, origin.key, making.mixture
+            )
             self._key, self._planned = (origin.block, origin.key), (block, plan)
         return self._planned
+
+    def recipe(self, origin: Origin) -> Recipe:
+        """What a row is made for."""
+        _, plan = self._plan(origin)
+        return plan.mixture.recipes[plan.recipes[origin.row]]
 
     def pieces(self, origin: Origin) -> list[Piece]:
         """The pairs of a row, in its order."""
         block, plan = self._plan(origin)
         ends = np.cumsum(block.document_lengths, dtype=np.int64)
-        found = []
+        names, found = LABELS.get(self.recipe(origin).paired or "", ()), []
         for pair in plan.order[plan.starts[origin.row] : plan.starts[origin.row + 1]].tolist():
             a, b = (
                 _place(origin.block, ends, int(start[pair]), int(length[pair]))
@@ -83,15 +98,16 @@ class Provenance:
                 )
             )
             assert a is not None
-            found.append(Piece(LABELS[int(plan.pairs.nsp_label[pair])], a, b))
+            label = int(plan.pairs.label[pair])
+            found.append(Piece("none" if label == UNLABELLED else names[label], a, b))
         return found
 
     def row(self, origin: Origin) -> Row:
         """The row as it was trained on, masked."""
         block, plan = self._plan(origin)
         numbers = range(origin.row, origin.row + 1)
-        fraction = self.recipe.masked_fraction
-        return make_rows(block, plan, numbers, self.vocabulary, fraction, origin.key).row(0)
+        rows = make_rows(block, plan, numbers, self.vocabulary, self.making.masking, origin.key)
+        return rows.row(0)
 
     @cached_property
     def _tokenizer(self) -> Any:
@@ -102,7 +118,7 @@ class Provenance:
     def texts(self, origin: Origin) -> list[tuple[str, str]]:
         """(A, B) of each pair of a row, decoded, with what was masked shown in place: see LEGEND."""
         row = self.row(origin)
-        words = dict(zip(row.masked_positions.tolist(), row.masked_labels.tolist(), strict=True))
+        words = self._hidden(origin, row)
         start, found = 0, []
         for length in row.sequence_lengths.tolist():
             types = row.token_type_ids[start : start + length]
@@ -118,10 +134,14 @@ class Provenance:
         name = self._tokenizer.id_to_token
         return [
             {"slot": slot, "token": name(label), "shown": name(int(row.input_ids[slot]))}
-            for slot, label in zip(
-                row.masked_positions.tolist(), row.masked_labels.tolist(), strict=True
-            )
+            for slot, label in self._hidden(origin, row).items()
         ]
+
+    def _hidden(self, origin: Origin, row: Row) -> dict[int, int]:
+        """Slot -> the token that stood there. Rows that ask for the next tokens hide none."""
+        if self.recipe(origin).tokens in CAUSAL:
+            return {}
+        return dict(zip(row.masked_positions.tolist(), row.masked_labels.tolist(), strict=True))
 
     def _shown(self, row: Row, words: dict[int, int], start: int, stop: int) -> str:
         """Text of slots [start, stop). Decoded at once: a character may take several tokens."""

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from data.lanes import Origin
-from data.provenance import LEGEND, Place, Provenance, Recipe, find_documents
+from data.masking import Masking
+from data.objectives import read_mixture
+from data.provenance import LEGEND, Making, Place, Provenance, find_documents
 from data.shards import Dataset
 from data.transfer import is_url
 from launcher.run_history import Replay, RunHistory
@@ -92,8 +94,9 @@ def rows_of_step(
 ) -> list[dict[str, Any]]:
     """What is known of rows of a step: where they come from, their pairs' documents, their text."""
     phase, dataset = replay.phase_of(step), replay.dataset_of(step)
-    recipe = Recipe(phase.sequence_length, phase.packing, phase.masked_fraction)
-    provenance = Provenance(dataset, recipe)
+    masking = Masking(phase.masked_fraction, phase.mask_token_share, phase.random_token_share)
+    making = Making(phase.sequence_length, phase.packing, masking, read_mixture(phase.objectives))
+    provenance = Provenance(dataset, making)
     numbers = [replay.rows_of(step)[place] for place in places]
     num_lanes = replay.history.config.data.num_lanes
     replay.enter(step, {number % num_lanes for number in numbers})

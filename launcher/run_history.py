@@ -200,7 +200,10 @@ class Replay:
             self.history.config.data,
             sequence_length=phase.sequence_length,
             packing=phase.packing,
+            objectives=phase.objectives,
             masked_fraction=phase.masked_fraction,
+            mask_token_share=phase.mask_token_share,
+            random_token_share=phase.random_token_share,
             weights=phase.weights,
             max_damaged_blocks=0,  # passed over is what the run has passed over, and nothing else
         )

@@ -182,7 +182,7 @@ def test_batch_layout(config: DataConfig) -> None:
     starts = torch.nonzero(batch.position_ids.eq(0) & filled)
     flat = batch.input_ids.flatten()
     assert (flat[starts[:, 0] * 64 + starts[:, 1]] == 2).all()  # every sequence begins with [CLS]
-    assert (flat[batch.cls_index] == 2).all() and len(batch.cls_index) == len(batch.nsp_labels)
+    assert (flat[batch.cls_index] == 2).all() and len(batch.cls_index) == len(batch.labels)
     assert batch.masked_labels.min() >= 5  # no special token is ever to be predicted
     assert len(batch.masked_labels) / batch.num_tokens == pytest.approx(0.14, abs=0.02)
     lengths = [int((batch.sequence_ids[r] == s).sum()) for r in range(8) for s in range(64)]
@@ -219,7 +219,7 @@ def test_real_text_has_both_labels_and_few_lone_tokens(config: DataConfig) -> No
     dataset = Dataset.open(config.path)
     labels = np.concatenate(
         [
-            plan_rows(dataset.read_block(int(i)), 64, True, 1).pairs.nsp_label
+            plan_rows(dataset.read_block(int(i)), 64, True, 1).pairs.label
             for i in dataset.block_indices("train")
         ]
     )

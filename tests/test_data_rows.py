@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from data.hashing import hash_order, hash_positions, mix64, permute, stable_hash64
-from data.masking import Vocabulary, mask_row
+from data.masking import Masking, Vocabulary, mask_row
 from data.pairs import IS_NEXT, IS_RANDOM, UNLABELLED, make_pairs
-from data.rows import make_row, make_rows, plan_rows
+from data.rows import make_rows, plan_rows
 from data.shards import Block
 
 VOCABULARY = Vocabulary.of({"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4}, 3000)
@@ -81,7 +81,7 @@ def test_labels_tell_the_truth_and_are_balanced(shape: str) -> None:
             assert b == a + a_length and document[a] == document[b]
         else:
             assert label == IS_RANDOM and document[a] != document[b]
-    counts = Counter(pairs.nsp_label.tolist())
+    counts = Counter(pairs.label.tolist())
     if shape in ("mixed", "one sentence each"):
         assert counts[IS_RANDOM] / counts.total() == pytest.approx(0.5, abs=0.06)
 
@@ -90,7 +90,7 @@ def test_parts_of_a_split_document_are_one_document() -> None:
     block = make_block([[20] * 30, [20] * 30])._replace(
         document_ids=np.array([9, 9], dtype=np.uint64)
     )
-    assert IS_RANDOM not in make_pairs(block, 64, False, key=1).nsp_label
+    assert IS_RANDOM not in make_pairs(block, 64, False, key=1).label
 
 
 def test_a_pair_meets_at_a_sentence_end() -> None:
@@ -121,7 +121,7 @@ def test_lengths_do_not_tell_the_label() -> None:
     for seed in range(12):
         pairs = make_pairs(make_block(random_documents(seed, 400), seed), 128, True, key=seed)
         lengths.append(np.stack([pairs.a_length, pairs.b_length, pairs.lengths], axis=1))
-        labels.append(pairs.nsp_label)
+        labels.append(pairs.label)
     of_pair, label = np.concatenate(lengths), np.concatenate(labels)
     for column in of_pair.T:
         edges = np.quantile(column, np.linspace(0, 1, 11))
@@ -141,10 +141,12 @@ def test_rows_made_at_once_equal_rows_made_singly(shape: str, packing: bool) -> 
     plan = plan_rows(block, 64, packing, key=9)
     for first in range(0, plan.num_rows, 7):
         numbers = range(first, min(first + 7, plan.num_rows))
-        rows = make_rows(block, plan, numbers, VOCABULARY, 0.15, key=9)
+        rows = make_rows(block, plan, numbers, VOCABULARY, Masking(0.15), key=9)
         for index, number in enumerate(numbers):
             for fast, slow in zip(
-                rows.row(index), make_row(block, plan, number, VOCABULARY, 0.15, key=9), strict=True
+                rows.row(index),
+                make_row(block, plan, number, VOCABULARY, Masking(0.15), key=9),
+                strict=True,
             ):
                 assert fast.dtype == slow.dtype and np.array_equal(fast, slow)
 
@@ -154,7 +156,7 @@ def test_another_epoch_gives_other_pairs_and_masks() -> None:
     first, again, other = (plan_rows(block, 64, True, key) for key in (1, 1, 2))
     assert all(np.array_equal(x, y) for x, y in zip(first.pairs, again.pairs, strict=True))
     assert not np.array_equal(first.pairs.b_start, other.pairs.b_start[: len(first.pairs.b_start)])
-    rows = [make_row(block, first, 0, VOCABULARY, 0.15, key) for key in (1, 1, 2)]
+    rows = [make_row(block, first, 0, VOCABULARY, Masking(0.15), key) for key in (1, 1, 2)]
     assert rows[0].digest(0) == rows[1].digest(0) != rows[2].digest(0)
     assert rows[0].digest(0) != rows[0].digest(1)
 
@@ -163,7 +165,7 @@ def test_rows_hold_the_blocks_tokens_and_the_template() -> None:
     block = make_block(SHAPES["mixed"])
     plan = plan_rows(block, 128, True, key=11)
     for number in range(plan.num_rows):
-        row = make_row(block, plan, number, VOCABULARY, 0.15, key=11)
+        row = make_row(block, plan, number, VOCABULARY, Masking(0.15), key=11)
         ids = row.input_ids.copy()
         ids[row.masked_positions] = row.masked_labels
         position = 0
@@ -181,7 +183,7 @@ def test_rows_hold_the_blocks_tokens_and_the_template() -> None:
 def test_masking_rates() -> None:
     ids = np.full(200_000, 77, dtype=np.uint32)
     ids[::10] = 3
-    positions, labels = mask_row(ids, ids != 3, 0.15, VOCABULARY, key=5)
+    positions, labels = mask_row(ids, ids != 3, Masking(0.15), VOCABULARY, key=5)
     assert len(positions) == round(0.15 * 180_000)
     assert (labels == 77).all() and (np.diff(positions) > 0).all() and (positions % 10 != 0).all()
     shown = ids[positions]
@@ -196,10 +198,10 @@ def test_masking_rates() -> None:
 
 def test_a_row_of_one_word_is_still_masked() -> None:
     ids = np.array([2, 9, 3], dtype=np.uint32)
-    positions, labels = mask_row(ids, ids > 4, 0.15, VOCABULARY, key=1)
+    positions, labels = mask_row(ids, ids > 4, Masking(0.15), VOCABULARY, key=1)
     assert positions.tolist() == [1] and labels.tolist() == [9]
     nothing = np.array([2, 3], dtype=np.uint32)
-    assert len(mask_row(nothing, nothing > 4, 0.15, VOCABULARY, key=1)[0]) == 0
+    assert len(mask_row(nothing, nothing > 4, Masking(0.15), VOCABULARY, key=1)[0]) == 0
 
 
 def test_permutation_visits_everything_once() -> None:

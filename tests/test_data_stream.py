@@ -338,6 +338,6 @@ def test_labels_of_every_reading_differ_between_epochs(dataset_path: Path) -> No
         row, origin = lanes.row(number), places.origin(number)
         if origin.row == 0:
             by_block.setdefault(origin.block, []).append(tuple(row.masked_positions.tolist()))
-            assert (row.nsp_labels != UNLABELLED).any()
+            assert (row.pair_labels != UNLABELLED).any()
     twice = [masks for masks in by_block.values() if len(masks) > 1]
     assert twice and all(len(set(masks)) == len(masks) for masks in twice)

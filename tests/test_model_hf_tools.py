@@ -27,7 +27,8 @@ from transformers import (
     pipeline,
 )
 
-from data.batch import Batch, Reader, build_loader
+from data.batch import Reader, build_loader
+from data.collate import Batch
 from data.lanes import DataConfig, StreamState
 from data.prepare import PrepareConfig, prepare
 from data.shards import Dataset

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from data.batch import commit, wrap_int64
+from data.batch import commit
+from data.collate import wrap_int64
 from data.lanes import Cursor, Damage, StreamState
 from data.phases import Phase
 
