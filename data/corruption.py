@@ -61,11 +61,11 @@ class Causal(NamedTuple):
 def next_tokens(
     ids: np.ndarray, starts: np.ndarray, lengths: np.ndarray, prefixes: np.ndarray
 ) -> Causal:
-    """Ask for the next token behind a prefix of every sequence. A prefix sees itself, the rest what is before it.
+    """Ask for the next token behind the prefix of every sequence; what follows a prefix sees no later token.
 
     ids: uint32 [num_slots]; starts, lengths: int64 [number of sequences], in slots, side by side. prefixes:
-    int64 [number of sequences], the last slot of each prefix, counted in its sequence; -1: nothing is asked, and
-    all is seen.
+    int64 [number of sequences], the last slot of each prefix, counted in its sequence; -1: nothing is asked,
+    and all is seen.
     """
     place = np.arange(len(ids)) - np.repeat(starts, lengths)
     last = np.repeat(lengths - 1, lengths)

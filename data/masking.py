@@ -133,8 +133,8 @@ def mask_spans(
     is_word_start: bool, for each of text.slots. kind: "wwm" one word at a time, "span" runs of geometric
     length, "ngram" runs of 1 to 4.
 
-    Runs are drawn in the order of their first words' hashes, and may overlap; the last one is hidden if that brings
-    the row nearer to its share. What is shown is drawn for each token, of "span" for a whole run (Joshi
+    Runs are drawn in the order of their first words' hashes, and may overlap; the last one is hidden if that
+    brings the row nearer to its share. What is shown is drawn for each token, of "span" for a whole run (Joshi
     et al. 2020, 3.1).
     """
     slots, row_starts, keys = text
