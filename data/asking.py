@@ -181,7 +181,9 @@ def _ask_of_sentences(
         own = slots.sequence_starts[asking.rows_with([r.contrastive for r in recipes])[row]]
         parts.append(("contrastive", own, own, np.zeros(len(own), np.uint32)))
     if any(recipe.cpc for recipe in recipes):
-        follows = np.flatnonzero(np.diff(slots.sequence_pair) == 0)  # two sequences of one pair
-        context, target = slots.sequence_starts[follows], slots.sequence_starts[follows + 1]
-        parts.append(("cpc", context, target, np.zeros(len(follows), np.uint32)))
+        is_cpc = asking.rows_with([recipe.cpc for recipe in recipes])[row]
+        is_first = np.diff(slots.sequence_pair, prepend=-1) > 0
+        contexts = np.flatnonzero(is_cpc & is_first & ~np.append(is_first[1:], True))
+        context, target = slots.sequence_starts[contexts], slots.sequence_starts[contexts + 1]
+        parts.append(("cpc", context, target, np.zeros(len(contexts), np.uint32)))
     return parts
