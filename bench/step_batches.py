@@ -83,5 +83,6 @@ def fill(batches: list[Batch]) -> float:
 def labels_of(batch: Batch, ignored: int) -> torch.Tensor:
     """int64 [B, L]: the token to be predicted, or `ignored`."""
     labels = torch.full((batch.input_ids.numel(),), ignored)
-    labels[batch.masked_index] = batch.masked_labels
+    index, masked = batch.targets["mlm"]
+    labels[index] = masked
     return labels.view_as(batch.input_ids)
