@@ -18,7 +18,7 @@ OF_TWO_SLOTS = ("relative", "cpc")
 class Target(NamedTuple):
     """What one task asks of a micro-batch."""
 
-    index: torch.Tensor  # int64 [N], into the B * L slots; [N, 2] of tasks that ask of two slots
+    slots: torch.Tensor  # int64 [N], into the B * L slots; [N, 2] of tasks that ask of two slots
     labels: torch.Tensor  # int64 [N]: tokens or classes
 
 

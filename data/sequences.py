@@ -62,7 +62,7 @@ def lay_spans(
     chosen: np.ndarray,
     recipes: np.ndarray,
     mixture: Mixture,
-    boundaries: np.ndarray | None,
+    boundaries: np.ndarray,
     key: int,
 ) -> Spans:
     """The spans of pairs `chosen`, int64 [n]; recipes: int64 [n], of the rows that they lie in.
@@ -82,7 +82,6 @@ def lay_spans(
         if recipe.paired:
             _pair(spans, rows, pairs, of)
             if recipe.paired in ("sop", "order"):
-                assert boundaries is not None
                 swapped = pairs.is_swapped[of]
                 _swap(spans, rows[swapped], pairs, of[swapped], boundaries)
         elif recipe.cpc:
@@ -127,13 +126,12 @@ def _divide(
     spans: Spans,
     rows: np.ndarray,
     recipe: Recipe,
-    source: tuple[Pairs, np.ndarray, np.ndarray | None],
+    source: tuple[Pairs, np.ndarray, np.ndarray],
     key: int,
 ) -> None:
     """Part the one span of each sequence that shuffled parts, or a noised copy, are asked of."""
     pairs, of, boundaries = source
     if recipe.shuffled:
-        assert boundaries is not None
         enough = num_inner_boundaries(pairs, of, boundaries) >= NUM_PARTS - 1
         _shuffle(spans, rows[enough], boundaries, key)
     if recipe.tokens == "denoise":

@@ -35,7 +35,9 @@ class RunConfig:
     optim: OptimConfig
     deepspeed: str = "ds_configs/zero1.json"  # what DeepSpeed alone owns: stage, offload, buckets
     precision: Literal["bf16", "fp32"] = "bf16"  # bf16 computes in bf16 and keeps fp32 masters
-    loss_weights: dict[str, float] = dataclasses.field(default_factory=dict)  # task -> weight; else 1
+    loss_weights: dict[str, float] = dataclasses.field(
+        default_factory=dict
+    )  # task -> weight; else 1
     phases: tuple[PhaseConfig, ...] = ()  # what changes at which step: row length, mixture, batch
     init_from: str | None = None  # Hugging Face folder of a BERT to start from; None: fresh weights
     seed: int = 1
@@ -87,7 +89,9 @@ class RunConfig:
 
     def _loss_weight_problems(self) -> list[str]:
         problems = []
-        phases = {f"phase at step {phase.first_step}: ": phase.loss_weights for phase in self.phases}
+        phases = {
+            f"phase at step {phase.first_step}: ": phase.loss_weights for phase in self.phases
+        }
         for where, weights in {"": self.loss_weights, **phases}.items():
             for task, weight in (weights or {}).items():
                 if task not in TASKS:

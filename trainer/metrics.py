@@ -7,13 +7,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import torch
 import torch.distributed as dist
 from torch.utils.tensorboard import SummaryWriter
 
 from data.objectives import TASKS
 from model.heads import TaskLoss
 from trainer.activity import Activity
+from trainer.config import RunConfig
 from trainer.files import write_atomically
 from trainer.state import TrainState
 from trainer.task_losses import Totals, stack
@@ -40,20 +40,18 @@ class Metrics:
 
     def __init__(
         self,
-        run_dir: Path,
+        run: RunConfig,
         world: World,
         start: TrainState,
         *,
-        tasks: tuple[str, ...],
         activity: Activity,
-        num_steps: int,
         peak_flops: float | None,
     ) -> None:
-        self.world, self.num_steps, self.peak_flops = world, num_steps, peak_flops
+        self.world, self.num_steps, self.peak_flops = world, run.steps, peak_flops
         self._activity = activity
-        self.run_dir = run_dir
-        self.tasks, self._loss_weights = tasks, {}
-        self._step = Totals.zeros(tasks, world.device)
+        self.run_dir = Path(run.dir)
+        self.tasks, self._loss_weights = run.model.tasks, run.loss_weights
+        self._step = Totals.zeros(self.tasks, world.device)
         self._file = self._writer = None
         self.begin(start)
 

@@ -58,8 +58,8 @@ def objective(
 ) -> torch.Tensor:
     """This micro-batch's part of the step's loss: for each task the mean over *all* of its labels, weighted.
 
-    num_labels: of the whole step, over micro-batches and ranks. A mean of micro-batch means would weigh labels by
-    how many others share their micro-batch, and the curve would depend on world size and accumulation.
+    num_labels: of the whole step, over micro-batches and ranks. A mean of micro-batch means would weigh labels
+    by how many others share their micro-batch, and the curve would depend on world size and accumulation.
     """
     parts = [
         loss.loss_sum * loss_weight(loss_weights, task) / max(1, num_labels[task])
@@ -95,5 +95,5 @@ def _encoded(model: ModelConfig, lengths: np.ndarray) -> Encoded:
 
 
 def _lengths_of_rows_with(batch: Batch, task: str) -> np.ndarray:
-    rows = torch.unique(batch.targets[task].index // batch.input_ids.shape[1]).numpy()
+    rows = torch.unique(batch.targets[task].slots // batch.input_ids.shape[1]).numpy()
     return batch.sequence_lengths[np.isin(batch.sequence_rows, rows)]
