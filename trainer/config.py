@@ -218,7 +218,7 @@ def _build(kind: type, values: Any, prefix: str, problems: list[str]) -> Any:
             arguments[name] = _build(
                 typing.cast(type, hints[name]), {}, f"{prefix}{name}.", problems
             )
-        elif field.default is dataclasses.MISSING:
+        elif field.default is field.default_factory is dataclasses.MISSING:
             problems.append(f"missing key {prefix}{name}")
     if len(problems) > before:
         return None
