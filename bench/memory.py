@@ -83,14 +83,15 @@ def be_a_rank(preset: Path, width: int, output: Path) -> None:
             token_type_ids=slots * 0,
             position_ids=slots,
             sequence_ids=slots * 0,
-            masked_index=slots[0, 1::7],
-            masked_labels=slots[0, 1::7] * 31 % VOCAB,
-            cls_index=slots[0, :1],
-            nsp_labels=slots[0, :1],
+            targets={
+                "mlm": (slots[0, 1::7], slots[0, 1::7] * 31 % VOCAB),
+                "nsp": (slots[0, :1], slots[0, :1]),
+            },
         )
-        engine.backward(found.mlm_loss_sum + found.nsp_loss_sum, scale_wrt_gas=False)
+        loss = found["mlm"].loss_sum + found["nsp"].loss_sum
+        engine.backward(loss, scale_wrt_gas=False)
         step(engine)
-        losses.append(found.mlm_loss_sum.item())
+        losses.append(found["mlm"].loss_sum.item())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak_before
     result = {
         "built": built,

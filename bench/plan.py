@@ -98,7 +98,7 @@ class Trained:
         for number in range(accumulation):
             set_accumulation(self.engine, number, accumulation)
             losses = self.engine(**inputs(rows))
-            loss = losses.mlm_loss_sum + losses.nsp_loss_sum
+            loss = losses["mlm"].loss_sum + losses["nsp"].loss_sum
             self.engine.backward(loss, scale_wrt_gas=False)
             del losses, loss
             began = time.perf_counter()
@@ -106,7 +106,7 @@ class Trained:
         return time.perf_counter() - began
 
 
-def inputs(rows: int) -> dict[str, torch.Tensor]:
+def inputs(rows: int) -> dict[str, Any]:
     """Rows that are one sequence each, every 7th token masked."""
     slots = torch.arange(rows * LENGTH).view(rows, LENGTH)
     masked = slots.flatten()[::MASKED_EVERY].contiguous()
@@ -115,10 +115,10 @@ def inputs(rows: int) -> dict[str, torch.Tensor]:
         "token_type_ids": slots * 0,
         "position_ids": torch.arange(LENGTH).expand(rows, LENGTH).contiguous(),
         "sequence_ids": slots * 0,
-        "masked_index": masked,
-        "masked_labels": masked * 31 % VOCAB,
-        "cls_index": slots[:, 0].contiguous(),
-        "nsp_labels": slots[:, 0] * 0,
+        "targets": {
+            "mlm": (masked, masked * 31 % VOCAB),
+            "nsp": (slots[:, 0].contiguous(), slots[:, 0] * 0),
+        },
     }
 
 
@@ -229,8 +229,7 @@ def flops_of(setting: tuple[int, int, int]) -> int:
         VOCAB,
         num_tokens=rows * LENGTH,
         num_attended={None: attended_pairs(lengths, None)},
-        num_masked=-(-rows * LENGTH // MASKED_EVERY),
-        num_pairs=rows,
+        num_labels={"mlm": -(-rows * LENGTH // MASKED_EVERY), "nsp": rows},
     )
 
 

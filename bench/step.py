@@ -39,7 +39,7 @@ from data.collate import Batch
 from data.prepare import PrepareConfig, prepare
 from model.config import Architecture, ModelConfig
 from model.flops import attended_pairs, flops_per_step, peak_flops
-from model.heads import IGNORED
+from model.heads import IGNORED, TaskLoss
 from model.hf import hf_config
 from model.weights import build, build_empty, fresh_weights
 
@@ -84,12 +84,14 @@ def our_way(
     step = Masters(model).step if kind == "bf16" else plain_step(model, is_fused=True)
 
     def whole(batch: Batch) -> None:
-        losses = model(**batch.model_inputs(device))
-        mlm = losses.mlm_loss_sum / losses.num_masked
-        (mlm + losses.nsp_loss_sum / losses.num_pairs).backward()
+        mean_loss(model(**batch.model_inputs(device))).backward()
         step()
 
     return Way(name, whole)
+
+
+def mean_loss(losses: dict[str, TaskLoss]) -> torch.Tensor:
+    return torch.stack([loss.loss_sum / loss.count for loss in losses.values()]).sum()
 
 
 def plain_step(model: torch.nn.Module, *, is_fused: bool) -> Callable[[], None]:
@@ -125,9 +127,7 @@ def deepspeed_way(
 
     def whole(batch: Batch) -> None:
         set_accumulation(engine, 0, 1)
-        losses = engine(**batch.model_inputs(device))
-        mlm = losses.mlm_loss_sum / losses.num_masked
-        engine.backward(mlm + losses.nsp_loss_sum / losses.num_pairs)
+        engine.backward(mean_loss(engine(**batch.model_inputs(device))))
         engine.step()
 
     return Way(name, whole)
@@ -148,7 +148,7 @@ def their_inputs(
         longest = int(batch.sequence_lengths.max())
         inputs = {name: value[:, :longest].contiguous() for name, value in inputs.items()}
     if not is_modern:
-        inputs["next_sentence_label"] = batch.nsp_labels
+        inputs["next_sentence_label"] = batch.targets["nsp"].labels
     return {name: value.to(device) for name, value in inputs.items()}
 
 
@@ -224,8 +224,7 @@ def flops_per_token(config: ModelConfig, vocab_size: int, batches: list[Batch]) 
             vocab_size,
             num_tokens=batch.num_tokens,
             num_attended={w: attended_pairs(batch.sequence_lengths, w) for w in config.windows},
-            num_masked=len(batch.masked_labels),
-            num_pairs=len(batch.nsp_labels),
+            num_labels={task: len(labels) for task, (_, labels) in batch.targets.items()},
         )
         for batch in batches
     )

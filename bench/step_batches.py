@@ -69,9 +69,14 @@ def masked_row(
         sequence_lengths=np.array([num_slots]),
         masked_positions=places.astype(np.int64),
         masked_labels=labels,
-        nsp_labels=np.zeros(1, dtype=np.int64),
+        pair_labels=np.zeros(1, dtype=np.int64),
         position_ids=np.arange(num_slots, dtype=np.int32),
         sequence_ids=np.zeros(num_slots, dtype=np.int32),
+        asked_slots=np.zeros((0, 2), dtype=np.int64),
+        asked_labels=np.zeros(0, dtype=np.uint32),
+        asked_tasks=np.zeros(0, dtype=np.uint8),
+        seen=np.zeros(0, dtype=np.int32),
+        recipe=np.zeros(1, dtype=np.uint64),
     )
 
 
@@ -83,5 +88,6 @@ def fill(batches: list[Batch]) -> float:
 def labels_of(batch: Batch, ignored: int) -> torch.Tensor:
     """int64 [B, L]: the token to be predicted, or `ignored`."""
     labels = torch.full((batch.input_ids.numel(),), ignored)
-    labels[batch.masked_index] = batch.masked_labels
+    index, masked = batch.targets["mlm"]
+    labels[index] = masked
     return labels.view_as(batch.input_ids)

@@ -53,7 +53,7 @@ class Asked(NamedTuple):
 
 
 def hide(
-    asking: Asking, slots: Slots, spans: Spans, text: Text, word_starts: np.ndarray | None
+    asking: Asking, slots: Slots, spans: Spans, text: Text, word_starts: np.ndarray
 ) -> tuple[Hidden, np.ndarray]:
     """Hide tokens of the rows, in place. Also what each slot sees, int32 [num_slots], if any row is causal.
 
@@ -68,7 +68,6 @@ def hide(
             parts.append(mask_rows(ids, text.of_rows(rows), how, vocabulary))
     for name in ("wwm", "span", "ngram"):
         if (rows := asking.rows_hidden_by(name)) is not None:
-            assert word_starts is not None
             own = text.of_rows(rows)
             starts = word_starts[slots.source[_rows_of_text(text, rows)]]
             parts.append(mask_spans(ids, own, starts, name, masking, vocabulary))

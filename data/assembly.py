@@ -30,11 +30,11 @@ def assemble(
     """pair_starts: int64 [num_rows + 1], the pairs of each row."""
     num_columns = spans.starts.shape[1]
     lengths = spans.lengths.ravel()
+    own = np.flatnonzero(spans.noised) * num_columns  # cells that are noised copies
     noised = None
-    if spans.noised.any():
-        lengths = lengths.copy()
-        own = np.flatnonzero(spans.noised) * num_columns
+    if len(own):
         noised = noise(spans.starts.ravel()[own], lengths[own], stable_hash64(key, "noise"))
+        lengths = lengths.copy()
         lengths[own] = noised.lengths
     marks = spans.marks.ravel()
     has_cls = (marks & CLS_BEFORE).astype(bool)
@@ -49,13 +49,15 @@ def assemble(
     ids = np.full(int(ends[-1]), vocabulary.sep_id, dtype=np.uint32)
     sequence_starts = starts[has_cls]
     ids[sequence_starts] = vocabulary.cls_id
-    if noised is not None:
+    if noised is None:
+        ids[text] = block.tokens[source]
+    else:
         is_noised = np.zeros(len(lengths), dtype=bool)
         is_noised[own] = True
-        source[np.repeat(is_noised, lengths)] = noised.source
-    ids[text] = block.tokens[source]
-    if noised is not None:
-        ids[text[np.repeat(is_noised, lengths)][noised.is_hidden]] = vocabulary.mask_id
+        copied = np.repeat(is_noised, lengths)
+        source[copied] = noised.source
+        ids[text] = block.tokens[source]
+        ids[text[copied][noised.is_hidden]] = vocabulary.mask_id
     first_of_row = np.append(starts.reshape(-1, num_columns)[:, 0], len(ids))
     return Slots(
         ids,

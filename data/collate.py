@@ -18,7 +18,7 @@ OF_TWO_SLOTS = ("relative", "cpc")
 class Target(NamedTuple):
     """What one task asks of a micro-batch."""
 
-    index: torch.Tensor  # int64 [N], into the B * L slots; [N, 2] of tasks that ask of two slots
+    slots: torch.Tensor  # int64 [N], into the B * L slots; [N, 2] of tasks that ask of two slots
     labels: torch.Tensor  # int64 [N]: tokens or classes
 
 
@@ -35,6 +35,7 @@ class Batch(NamedTuple):
     )  # int32: slots of B * L at which sequences and padding begin, then B * L
     visible: torch.Tensor | None  # int32 [B, L]: the last slot of the row that each slot attends to
     sequence_lengths: np.ndarray  # int64 [number of sequences]
+    sequence_rows: np.ndarray  # int64 [number of sequences]: the row of the batch that each lies in
     rows_digest: int  # int64: sum of the rows' digests, modulo 2^64
 
     @property
@@ -91,7 +92,8 @@ def collate(
     lengths = joined.sequence_lengths
     shift = offsets - (np.cumsum(num_filled) - num_filled)
     starts = np.cumsum(lengths) - lengths
-    starts += np.repeat(shift, [len(row.sequence_lengths) for row in rows])
+    sequence_rows = np.repeat(np.arange(len(rows)), [len(row.sequence_lengths) for row in rows])
+    starts += shift[sequence_rows]
     return Batch(
         padded(joined.input_ids, pad_id),
         padded(joined.token_type_ids, 0),
@@ -101,6 +103,7 @@ def collate(
         _segment_starts(starts, num_filled, sequence_length),
         padded(joined.seen, sequence_length - 1, np.int32) if mixture.is_causal else None,
         sequence_lengths=lengths,
+        sequence_rows=sequence_rows,
         rows_digest=wrap_int64(sum(map(Row.digest, rows, numbers))),
     )
 

@@ -31,7 +31,6 @@ What is asked of sentences:
     cpc          which continuation belongs to a text? (van den Oord et al. 2018)
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -134,7 +133,10 @@ def read_recipe(name: str) -> Recipe:
 
 @dataclass(frozen=True)
 class Mixture:
-    """Recipes and their integer weights: the share of a run's rows that each has."""
+    """Recipes and their integer weights: the share of rows that each has.
+
+    A recipe of weight 0 has no rows, now; its tasks are there, for another phase of the run has some.
+    """
 
     recipes: tuple[Recipe, ...]
     weights: tuple[int, ...]
@@ -142,7 +144,8 @@ class Mixture:
     @property
     def tasks(self) -> tuple[str, ...]:
         """All losses, in the order of TASKS."""
-        return tasks_of([self])
+        found = {task for recipe in self.recipes for task in recipe.tasks}
+        return tuple(task for task in TASKS if task in found)
 
     @property
     def is_causal(self) -> bool:
@@ -154,8 +157,9 @@ class Mixture:
 
         Every run of sum(weights) rows has each recipe `weight` times, in an order drawn from `key`.
         """
-        if len(self.recipes) == 1:
-            return np.zeros(num_rows, dtype=np.int64)
+        in_use = np.flatnonzero(self.weights)
+        if len(in_use) == 1:
+            return np.full(num_rows, in_use[0])
         period = sum(self.weights)
         cycles = -(-num_rows // period)
         hashes = hash_positions(stable_hash64(key, "recipes"), cycles * period)
@@ -176,20 +180,16 @@ def read_mixture(objectives: dict[str, int]) -> Mixture:
             continue
         if recipe.name in recipes:
             problems.append(f"data.objectives names {recipe.name} twice")
-        if not 1 <= weight <= MAX_WEIGHT:
+        if not 0 <= weight <= MAX_WEIGHT:
             problems.append(
-                f"data.objectives.{name} is {weight}: give an integer in 1 to {MAX_WEIGHT}"
+                f"data.objectives.{name} is {weight}: give an integer in 0 to {MAX_WEIGHT}"
             )
         recipes[recipe.name] = recipe
+    if not problems and not any(objectives.values()):
+        problems.append(f"data.objectives {objectives} gives no recipe any rows")
     if problems:
         raise ValueError("; ".join(problems))
     return Mixture(tuple(recipes.values()), tuple(objectives.values()))
-
-
-def tasks_of(mixtures: Iterable[Mixture]) -> tuple[str, ...]:
-    """All losses of several mixtures, as of a run's phases, in the order of TASKS."""
-    found = {task for mixture in mixtures for recipe in mixture.recipes for task in recipe.tasks}
-    return tuple(task for task in TASKS if task in found)
 
 
 DEFAULT_MIXTURE = read_mixture({DEFAULT_RECIPE: 1})

@@ -73,11 +73,11 @@ class _Labelling(NamedTuple):
     pairs: Pairs  # changed in place
     group: np.ndarray  # int64: pairs of one group may exchange their B
     document: np.ndarray  # uint64: id of the document that each is of
-    boundaries: np.ndarray  # of `sentence_boundaries`, empty if only nsp is asked
+    boundaries: np.ndarray  # of `sentence_boundaries`
 
 
 def label_pairs(
-    block: Block, cut: Cut, asked: np.ndarray, boundaries: np.ndarray | None, key: int
+    block: Block, cut: Cut, asked: np.ndarray, boundaries: np.ndarray, key: int
 ) -> Pairs:
     """Decide what each pair shows, and the answer to what is asked of it.
 
@@ -88,8 +88,6 @@ def label_pairs(
         cut.a_start, cut.a_length.copy(), cut.a_start + cut.a_length, cut.b_length.copy(),
         np.full(len(cut.row), UNLABELLED), cut.row, np.zeros(len(cut.row), dtype=bool),
     )  # fmt: skip
-    if boundaries is None:
-        boundaries = np.empty(0, dtype=np.int64)
     labelling = _Labelling(pairs, cut.group, block.document_ids[cut.document], boundaries)
     for index, name in enumerate(PAIRED):
         is_chosen = asked == index
@@ -147,8 +145,8 @@ def _order(labelling: _Labelling, chosen: np.ndarray, key: int) -> None:
     chosen = chosen[is_inner]
     swapped_meeting = np.array(
         [
-            _meeting_if_swapped(boundaries, *ends, bits)
-            for *ends, bits in zip(
+            _meeting_if_swapped(boundaries, *pair)
+            for pair in zip(
                 start[chosen].tolist(), stop[chosen].tolist(), hashes[chosen].tolist(), strict=True
             )
         ],

@@ -31,9 +31,9 @@ class RowPlan(NamedTuple):
     order: np.ndarray  # int64 [num_pairs]
     starts: np.ndarray  # int64 [num_rows + 1]
     recipes: np.ndarray  # int64 [num_rows], into mixture.recipes
-    mixture: Mixture = DEFAULT_MIXTURE
-    boundaries: np.ndarray | None = None  # of sentences, where recipes ask for them
-    word_starts: np.ndarray | None = None  # bool [num_tokens], where recipes ask for them
+    mixture: Mixture
+    boundaries: np.ndarray  # of sentences; empty where no recipe asks for them
+    word_starts: np.ndarray  # bool [num_tokens]; empty where no recipe asks for them
 
     @property
     def num_rows(self) -> int:
@@ -127,9 +127,9 @@ def plan_rows(
     needs_sentences = any(
         r.shuffled or r.cpc or r.paired in ("sop", "order", "distance") for r in mixture.recipes
     )
-    boundaries = sentence_boundaries(block) if needs_sentences else None
+    boundaries = sentence_boundaries(block) if needs_sentences else np.empty(0, dtype=np.int64)
     pairs = label_pairs(block, cut, asked[recipes[place[cut.row]]], boundaries, key)
-    word_starts = None
+    word_starts = np.empty(0, dtype=bool)
     if any(r.tokens in ("wwm", "span", "ngram") for r in mixture.recipes):
         bits = np.unpackbits(block.word_starts, count=len(block.tokens), bitorder="little")
         word_starts = bits.view(bool)

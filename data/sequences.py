@@ -73,7 +73,7 @@ def lay_spans(
     chosen: np.ndarray,
     recipes: np.ndarray,
     mixture: Mixture,
-    boundaries: np.ndarray | None,
+    boundaries: np.ndarray,
     key: int,
 ) -> Spans:
     """The spans of pairs `chosen`, int64 [n]; recipes: int64 [n], of the rows that they lie in.
@@ -93,11 +93,9 @@ def lay_spans(
         if recipe.paired:
             _pair(spans, rows, pairs, of)
             if recipe.paired in ("sop", "order"):
-                assert boundaries is not None
                 swapped = pairs.is_swapped[of]
                 _swap(spans, rows[swapped], pairs, of[swapped], boundaries)
             if recipe.paired == "distance":
-                assert boundaries is not None
                 asked = pairs.label[of] != UNLABELLED
                 _halve(spans, rows[asked], (pairs, of[asked], boundaries), key)
         else:
@@ -158,18 +156,16 @@ def _divide(
     spans: Spans,
     rows: np.ndarray,
     recipe: Recipe,
-    source: tuple[Pairs, np.ndarray, np.ndarray | None],
+    source: tuple[Pairs, np.ndarray, np.ndarray],
     key: int,
 ) -> None:
     """Part the one span of each sequence that shuffled parts, a continuation or a noised copy are asked of."""
     pairs, of, boundaries = source
     if recipe.shuffled:
-        assert boundaries is not None
         stop = pairs.b_start[of] + pairs.b_length[of]
         enough = num_inner_boundaries(pairs.a_start[of], stop, boundaries) >= NUM_PARTS - 1
         _shuffle(spans, rows[enough], boundaries, key)
     if recipe.cpc:
-        assert boundaries is not None
         _continue(spans, rows[spans.lengths[rows, 0] >= LEAST_CONTINUED], boundaries, key)
     if recipe.tokens == "denoise":
         length = spans.lengths[rows, 0] // 2

@@ -239,8 +239,7 @@ def flops_of(rank: Rank) -> int:
         rank.vocab_size,
         num_tokens=int(lengths.sum()),
         num_attended={window: attended_pairs(lengths, window) for window in rank.model.windows},
-        num_masked=round(int(lengths.sum()) * rank.batch.masked_fraction),
-        num_pairs=rows,
+        num_labels={"mlm": round(int(lengths.sum()) * rank.batch.masked_fraction), "nsp": rows},
     )
 
 

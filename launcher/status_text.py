@@ -4,6 +4,7 @@ import math
 import time
 from typing import TYPE_CHECKING, Any
 
+from data.objectives import TASKS
 from launcher.curve import draw
 from launcher.goodput import PARTS, Account
 from launcher.jobs import Job
@@ -77,7 +78,7 @@ def _measures(line: dict[str, Any]) -> list[str]:
 
 def _losses(line: dict[str, Any]) -> list[str]:
     shown = [f"loss {line['loss']:.4f}"] if "loss" in line else []
-    for name in ("mlm", "nsp"):
+    for name in TASKS:
         if f"{name}_loss" in line:
             right = line.get(f"{name}_accuracy")
             shown.append(

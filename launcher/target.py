@@ -124,5 +124,5 @@ def _of_dataset(options: argparse.Namespace) -> Target:
     )
     slots = options.ranks * micro_batch
     batch = options.global_batch or max(lanes, 1 << (slots - 1).bit_length())
-    settings = Settings(data, batch, micro_batch)
+    settings = Settings(data, batch, micro_batch, {})
     return Target(None, settings, options.ranks, 1, options.num_lanes is not None)

@@ -1,5 +1,7 @@
 """Queries, keys and values of packed sequences in, attended values out; no sequence sees another.
 
+Within its sequence a slot sees all, or what `visible` says: causal, or causal after a prefix.
+
 The encoder works on flat slots, T of them; `model.layout` says which slot of the batch each one is, and
 what belongs together. One interface, several backends with the same result:
 
@@ -22,7 +24,7 @@ import torch
 import torch.nn.functional as F
 
 from model.dropout import drop_out
-from model.layout import BLOCKS_PAY_OFF, Flex, Grouped, Segments, Varlen, Window
+from model.layout import Flex, Grouped, Segments, Varlen, Window
 
 
 def attend(
@@ -125,7 +127,7 @@ def _attend_grouped(
         query, key, value = (
             tensor.unflatten(0, (number, length)).transpose(1, 2) for tensor in part
         )
-        if window is not None and length > BLOCKS_PAY_OFF * window:
+        if window is not None and window not in masks:
             padding = masks[None]
             attended_NHGK = attend_blocks(
                 query, key, value, padding, window=window, dropout=dropout

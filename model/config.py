@@ -1,7 +1,9 @@
 """The shape of a network and how it is computed: what the `model` section of a preset says."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
+
+from model.tasks import DEFAULT_TASKS, TASKS, task_problems
 
 Architecture = Literal["bert", "modernbert"]
 Backend = Literal["auto", "grouped", "sdpa", "eager", "varlen", "flash", "flex"]
@@ -9,6 +11,8 @@ Checkpointing = Literal["none", "full", "selective"]
 WITHOUT_DROPOUT = ("varlen", "flex")  # backends whose kernels cannot drop probabilities out
 # Fields that say how the network is computed, not what it is.
 COMPUTE_FIELDS = ("attention", "activation_checkpointing", "checkpoint_every", "compile")
+# Fields that say which heads there are.
+TASK_FIELDS = ("tasks", "generator_divisor")
 MOST = {  # far above any network, and below what numbers of parameters can be counted with
     "num_hidden_layers": 400, "type_vocab_size": 1000,
     **dict.fromkeys(("hidden_size", "intermediate_size", "max_position_embeddings"), 1 << 20),
@@ -44,6 +48,9 @@ class ModelConfig:
     local_attention: int = 128  # tokens in the window, half of them to each side
     global_rope_theta: float = 160_000.0
     local_rope_theta: float = 10_000.0
+    # losses that it is trained with (`model.tasks`): there are heads for these
+    tasks: tuple[str, ...] = DEFAULT_TASKS
+    generator_divisor: int = 4  # rtd_generator: of hidden_size, heads and intermediate_size
     # how it is computed
     attention: Backend = "auto"
     activation_checkpointing: Checkpointing = (
@@ -63,6 +70,7 @@ class ModelConfig:
                     f"{name} {getattr(self, name)!r} is not one of {', '.join(get_args(choices))}"
                 )
         problems += self._architecture_problems()
+        problems += task_problems(self.tasks) or self._generator_problems()
         if self.attention in WITHOUT_DROPOUT and self.attention_probs_dropout_prob:
             problems.append(
                 f"attention {self.attention!r} cannot drop out: it needs attention_probs_dropout_prob 0, "
@@ -81,7 +89,7 @@ class ModelConfig:
             for name in (
                 "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
                 "max_position_embeddings", "type_vocab_size", "global_attention_every",
-                "local_attention", "checkpoint_every",
+                "local_attention", "checkpoint_every", "generator_divisor",
             )
             if getattr(self, name) < 1
         ]  # fmt: skip
@@ -130,6 +138,32 @@ class ModelConfig:
                 "modernbert rotates pairs of features: each head must have an even number"
             )
         return problems
+
+    def _generator_problems(self) -> list[str]:
+        divisor = self.generator_divisor
+        if "rtd_generator" not in self.tasks or divisor < 1:
+            return []
+        return [
+            f"{name} {getattr(self, name)} is not a multiple of generator_divisor {divisor}"
+            for name in ("hidden_size", "num_attention_heads", "intermediate_size")
+            if getattr(self, name) % divisor
+        ]
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether rows may come in which a slot does not see all of its sequence."""
+        return any(TASKS[task].is_causal for task in self.tasks)
+
+    def generator(self) -> "ModelConfig":
+        """The shape of the generator of replaced tokens: as many layers, narrower."""
+        divisor = self.generator_divisor
+        return replace(
+            self,
+            hidden_size=self.hidden_size // divisor,
+            num_attention_heads=self.num_attention_heads // divisor,
+            intermediate_size=self.intermediate_size // divisor,
+            tasks=("mlm",),
+        )
 
     def window_of_layer(self, layer: int) -> int | None:
         """Tokens to each side that a layer attends to; None: all of the sequence."""

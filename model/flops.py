@@ -6,10 +6,12 @@ appendix B: model FLOPs). Only matrix products count: no look-ups, LayerNorm, so
 """
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 
 from model.config import ModelConfig
+from model.tasks import OF_VOCABULARY, TASKS
 from model.weights import parameter_shapes
 
 # Dense bf16 peak in FLOP/s of the vendors' data sheets, by torch.cuda.get_device_name(). GPUs
@@ -43,32 +45,68 @@ def peak_flops(device_name: str) -> float | None:
     return PEAK_BF16_FLOPS.get(device_name)
 
 
+class Encoded(NamedTuple):
+    """Rows that an encoder reads."""
+
+    num_tokens: int  # without padding
+    num_attended: Mapping[int | None, int]  # as in `flops_per_step`
+
+
 def flops_per_step(
     config: ModelConfig,
     vocab_size: int,
     *,
     num_tokens: int,
     num_attended: Mapping[int | None, int],
-    num_masked: int,
-    num_pairs: int,
+    num_labels: Mapping[str, int],
+    again: Mapping[str, Encoded] | None = None,
 ) -> int:
     """Operations that the forward and backward pass of these rows need, however they are computed.
 
     num_tokens: without padding
     num_attended: for each of `config.windows`, pairs of tokens that attend to each other (`attended_pairs`)
-    num_masked, num_pairs: rows that go through the heads
+    num_labels: of each task
+    again: what of these rows is read twice: "rtd" by the generator, "contrastive" for its second view
+
+    The similarities of sequences with each other are left out: they are few.
     """
+    again = again or {}
+    multiply_adds = _encoder(config, Encoded(num_tokens, num_attended))
+    if "contrastive" in again:
+        multiply_adds += _encoder(config, again["contrastive"])
+    if "rtd" in again:
+        narrow = config.generator()
+        multiply_adds += _encoder(narrow, again["rtd"])
+        multiply_adds += config.hidden_size * narrow.hidden_size * again["rtd"].num_tokens
+    for task, number in num_labels.items():
+        multiply_adds += number * _head(config, vocab_size, task)
+    return 6 * multiply_adds
+
+
+def _encoder(config: ModelConfig, rows: Encoded) -> int:
     hidden = config.hidden_size
     num_products = 3 if config.architecture == "modernbert" else 2  # of the feed-forward unit
     layer_weights = 4 * hidden**2 + num_products * hidden * config.intermediate_size
     windows = map(config.window_of_layer, range(config.num_hidden_layers))
-    multiply_adds = (
-        config.num_hidden_layers * layer_weights * num_tokens
-        + 2 * hidden * sum(num_attended[window] for window in windows)
-        + (hidden**2 + hidden * vocab_size) * num_masked
-        + (hidden**2 + 2 * hidden) * num_pairs
+    return config.num_hidden_layers * layer_weights * rows.num_tokens + 2 * hidden * sum(
+        rows.num_attended[window] for window in windows
     )
-    return 6 * multiply_adds
+
+
+def _head(config: ModelConfig, vocab_size: int, task: str) -> int:
+    """Multiply-adds of one label."""
+    hidden, kind = config.hidden_size, TASKS[task]
+    if task == "rtd_generator":
+        return hidden * config.generator().hidden_size + hidden * vocab_size
+    if task == "rtd":
+        return hidden**2 + hidden
+    if task == "contrastive":
+        return 2 * hidden**2  # both views
+    if task == "cpc":
+        return hidden**2
+    if kind.num_classes == OF_VOCABULARY:
+        return hidden**2 + hidden * vocab_size
+    return kind.index_width * hidden**2 + kind.num_classes * hidden
 
 
 def attended_pairs(sequence_lengths: np.ndarray, window: int | None) -> int:
@@ -85,5 +123,5 @@ def attended_pairs(sequence_lengths: np.ndarray, window: int | None) -> int:
 
 
 def num_parameters(config: ModelConfig, vocab_size: int) -> int:
-    """Trained numbers, both heads included; the tied output embeddings count once."""
+    """Trained numbers, all heads included; the tied output embeddings count once."""
     return sum(shape.numel() for shape in parameter_shapes(config, vocab_size).values())

@@ -1,7 +1,7 @@
-"""Hidden states in, summed losses and hits of both objectives out (Devlin et al. 2019, 3.1)."""
+"""Hidden states in, summed losses and hits of the vocabulary out, without ever holding all logits."""
 
 # T flat slots, D hidden, V vocabulary, C classes, R rows of logits at a time,
-# M masked slots of the batch, P sequence pairs of the batch, N either
+# M labelled slots of the batch, N labelled slots of any task
 
 from typing import Any, NamedTuple
 
@@ -13,31 +13,35 @@ IGNORED = -100  # label of a slot that is not to be predicted
 LOGITS_AT_ONCE = {"cpu": 1 << 26, "cuda": 1 << 27}  # numbers: 256 MB and 512 MB in fp32
 
 
-class Losses(NamedTuple):
-    """0-dim tensors; sums, so that whoever accumulates batches divides by the counts of all.
+class TaskLoss(NamedTuple):
+    """Of one task: 0-dim tensors; sums, so that whoever accumulates batches divides by the counts of all.
 
-    Only the two loss sums carry gradients.
+    Only the loss sum carries a gradient.
     """
 
-    mlm_loss_sum: torch.Tensor  # fp32, nats over the masked slots
-    num_masked: torch.Tensor  # int64
-    num_mlm_correct: torch.Tensor  # int64, masked slots whose likeliest token is the right one
-    nsp_loss_sum: torch.Tensor  # fp32, nats over the pairs
-    num_pairs: torch.Tensor  # int64
-    num_nsp_correct: torch.Tensor  # int64
+    loss_sum: torch.Tensor  # fp32, nats over the labels
+    count: torch.Tensor  # int64, labels  # pyright: ignore[reportIncompatibleMethodOverride]
+    num_correct: torch.Tensor  # int64, labels whose likeliest class is the right one
 
 
 class MlmHead(nn.Module):
     """Masked language model: dense, GELU, LayerNorm, then the word embeddings and a bias.
 
+    hidden_size: of the word embeddings; input_size: of what it reads, where that differs
     bias: of the dense layer and LayerNorm; the decoder has one always.
     """
 
     def __init__(
-        self, vocab_size: int, hidden_size: int, layer_norm_eps: float, *, bias: bool = True
+        self,
+        vocab_size: int,
+        hidden_size: int,
+        layer_norm_eps: float,
+        *,
+        bias: bool = True,
+        input_size: int | None = None,
     ) -> None:
         super().__init__()
-        self.transform = nn.Linear(hidden_size, hidden_size, bias=bias)
+        self.transform = nn.Linear(input_size or hidden_size, hidden_size, bias=bias)
         self.layer_norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps, bias=bias)
         self.decoder = Decoder(hidden_size, vocab_size)
 
@@ -49,44 +53,64 @@ class MlmHead(nn.Module):
         """
         self.decoder.weight = word_embeddings.weight
 
-    def forward(self, hidden_MD: torch.Tensor, labels_M: torch.Tensor | None = None) -> Any:
+    def untie(self) -> None:
+        """Take the output weights away, so that a tensor of the decoder's own is never made."""
+        self.decoder.register_parameter("weight", None)
+
+    def forward(
+        self,
+        hidden_MD: torch.Tensor,
+        labels_M: torch.Tensor | None = None,
+        *,
+        sample: bool = False,
+    ) -> Any:
         """[M, D] -> logits [M, V] in the dtype of the weights; with labels as in `Decoder.forward`."""
         transformed_MD = self.layer_norm(F.gelu(self.transform(hidden_MD)))
-        return self.decoder(transformed_MD, labels_M)
+        return self.decoder(transformed_MD, labels_M, sample=sample)
 
 
 class Decoder(nn.Linear):
     """The projection to the vocabulary; given labels, together with its cross-entropy."""
 
-    def forward(self, input: torch.Tensor, labels_M: torch.Tensor | None = None) -> Any:
-        """Logits [M, V]; or, with labels (int64 [M]), the loss sum (fp32, nats) and hits (int64), 0-dim."""
+    def forward(
+        self, input: torch.Tensor, labels_M: torch.Tensor | None = None, *, sample: bool = False
+    ) -> Any:
+        """Logits [M, V]; or, with labels (int64 [M]), the loss sum (fp32, nats) and hits (int64), 0-dim.
+
+        sample: a third result, a token drawn from each row's softmax, int64 [M].
+        """
         if labels_M is None:
             return super().forward(input)
         at_once = LOGITS_AT_ONCE.get(input.device.type, LOGITS_AT_ONCE["cpu"])
         rows_at_once = max(1, at_once // self.out_features)
-        return LinearCrossEntropy.apply(input, self.weight, self.bias, labels_M, rows_at_once)
+        loss_sum, num_correct, sampled_M = LinearCrossEntropy.apply(
+            input, self.weight, self.bias, labels_M, rows_at_once, sample
+        )
+        return (loss_sum, num_correct, sampled_M) if sample else (loss_sum, num_correct)
 
 
 class LinearCrossEntropy(torch.autograd.Function):
-    """sum(cross_entropy(x W^T + b, labels)) and hits, with the logits of a few rows at a time only.
+    """sum(cross_entropy(x W^T + b, labels)), hits and samples, with the logits of a few rows at a time only.
 
     The gradients are computed along with the loss, while the logits are there: nothing of size M x V is
     ever kept, nothing computed twice, and the backward pass only scales them. Sums over rows are in fp32.
     """
 
     @staticmethod
-    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(  # noqa: PLR0913  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any,
         hidden_MD: torch.Tensor,
         weight_VD: torch.Tensor,
         bias_V: torch.Tensor,
         labels_M: torch.Tensor,
         rows_at_once: int,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        sample: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         has_grad = any(ctx.needs_input_grad[:3])
         device = hidden_MD.device
         loss_sum = torch.zeros((), dtype=torch.float32, device=device)
         num_correct = torch.zeros((), dtype=torch.int64, device=device)
+        sampled_M = torch.empty_like(labels_M) if sample else labels_M.new_empty(0)
         grad_hidden = torch.empty_like(hidden_MD) if has_grad else None
         grad_weight = grad_bias = None
         for first in range(0, len(labels_M), rows_at_once):
@@ -95,6 +119,8 @@ class LinearCrossEntropy(torch.autograd.Function):
             scores_RV = F.linear(hidden_RD, weight_VD, bias_V).float()
             highest_R1, best_R1 = scores_RV.max(dim=-1, keepdim=True)
             num_correct += (best_R1 == labels_R1).sum()
+            if sample:
+                sampled_M[rows] = draw(scores_RV)
             right_R1 = scores_RV.gather(1, labels_R1)
             scores_RV.sub_(highest_R1).exp_()
             sum_R1 = scores_RV.sum(dim=-1, keepdim=True)
@@ -114,12 +140,13 @@ class LinearCrossEntropy(torch.autograd.Function):
                 grad_weight += weight_part
                 grad_bias += bias_part
         if grad_hidden is not None:
-            if grad_weight is None:  # no rows
-                grad_weight, grad_bias = torch.zeros_like(weight_VD), torch.zeros_like(bias_V)
+            if grad_weight is None:  # no rows: one number stands for all, till the backward pass
+                zero = weight_VD.new_zeros(())
+                grad_weight, grad_bias = zero.expand_as(weight_VD), zero.expand_as(bias_V)
             ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
             ctx.dtype = weight_VD.dtype
-        ctx.mark_non_differentiable(num_correct)
-        return loss_sum, num_correct
+        ctx.mark_non_differentiable(num_correct, sampled_M)
+        return loss_sum, num_correct, sampled_M
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
@@ -127,20 +154,15 @@ class LinearCrossEntropy(torch.autograd.Function):
         grad_hidden, grad_weight, grad_bias = (
             (saved * scale).to(ctx.dtype) for saved in ctx.saved_tensors
         )
-        return grad_hidden, grad_weight, grad_bias, None, None
+        return grad_hidden, grad_weight, grad_bias, None, None, None
 
 
-class NspHead(nn.Module):
-    """Next sentence prediction: BERT's pooler (dense, tanh) over [CLS], then two classes."""
-
-    def __init__(self, hidden_size: int) -> None:
-        super().__init__()
-        self.pooler = nn.Linear(hidden_size, hidden_size)
-        self.classifier = nn.Linear(hidden_size, 2)
-
-    def forward(self, hidden_PD: torch.Tensor) -> torch.Tensor:
-        """[P, D] of [CLS] slots -> logits [P, 2]: is next, random."""
-        return self.classifier(torch.tanh(self.pooler(hidden_PD)))
+def draw(scores_RV: torch.Tensor) -> torch.Tensor:
+    """A class from each row's softmax, int64 [R], by torch's default generator: the largest of scores with
+    Gumbel noise, which is -log of an exponential draw (Maddison et al. 2014, section 2).
+    """
+    noise_RV = torch.empty_like(scores_RV).exponential_().log_()
+    return torch.sub(scores_RV, noise_RV, out=noise_RV).argmax(dim=-1)
 
 
 def classify_masked(
@@ -159,11 +181,14 @@ def classify_rows(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Summed cross-entropy (fp32, nats) and hits (int64) of a head on the slots that have a label.
 
-    index_N: int64, into the T slots. The head sees these rows only: with 15% masked tokens this
-    saves 85% of the vocabulary projection. No rows give 0 and 0, and zero gradients for every
-    weight.
+    index_N: int64, into the T slots; [N, k]: k hidden states side by side. The head sees these rows only: with
+    15% masked tokens this saves 85% of the vocabulary projection. No rows give 0 and 0, and zero gradients for
+    every weight.
     """
-    logits_NC = head(hidden_TD.index_select(0, index_N)).float()
+    hidden_ND = hidden_TD.index_select(0, index_N.flatten())
+    if index_N.ndim > 1:
+        hidden_ND = hidden_ND.unflatten(0, tuple(index_N.shape)).flatten(1)
+    logits_NC = head(hidden_ND).float()
     loss_sum = F.cross_entropy(logits_NC, labels_N, reduction="sum")
     return loss_sum, (logits_NC.detach().argmax(dim=-1) == labels_N).sum()
 

@@ -24,17 +24,22 @@ BLOCKS_PAY_OFF = (
 
 
 def choose_backend(
-    backend: Backend, device: torch.device, dropout: float, dtype: torch.dtype
+    backend: Backend,
+    device: torch.device,
+    dropout: float,
+    dtype: torch.dtype,
+    *,
+    is_causal: bool = False,
 ) -> Backend:
     """The backend that "auto" stands for. ValueError where the one asked for cannot run here.
 
-    dropout: of attention probabilities; dtype: of the weights.
+    dropout: of attention probabilities; dtype: of the weights; is_causal: some rows come with `visible`.
     """
     has_flash = importlib.util.find_spec("flash_attn") is not None
     if backend == "auto":
         if device.type == "cpu":
             return "grouped"
-        if dtype not in HALF:
+        if dtype not in HALF or is_causal:
             return "sdpa"
         if dropout == 0:
             return "varlen"
@@ -48,6 +53,11 @@ def choose_backend(
     if backend in ("varlen", "flash") and dtype not in HALF:
         raise ValueError(
             f"attention {backend!r} needs precision bf16, not {dtype}: use 'sdpa' or 'auto'"
+        )
+    if backend in ("varlen", "flash") and is_causal:
+        raise ValueError(
+            f"attention {backend!r} shows every slot its whole sequence, but clm, prefix_lm and denoise have "
+            "causal rows: use 'sdpa', 'flex' or 'auto'"
         )
     if backend in WITHOUT_DROPOUT and dropout:
         raise ValueError(
@@ -105,6 +115,7 @@ class Layout(NamedTuple):
 def lay_out(
     sequence_ids_BL: torch.Tensor,
     sequence_starts: torch.Tensor | None,
+    visible_BL: torch.Tensor | None = None,
     *,
     backend: Backend,
     windows: Sequence[Window],
@@ -115,19 +126,28 @@ def lay_out(
     sequence_ids_BL: integers; equal neighbours in a row are one sequence, -1 is padding
     sequence_starts: int32 [S + 1], the slot of B * L where each run of equal ids begins, then B * L, as often
         as one likes; None: found here, which waits for the device
+    visible_BL: int32, the last slot of its row that a slot attends to, within its sequence; itself it sees
+        in any case. None: all of its sequence
     backend: not "auto"; windows: of all layers
     """
     shape = (sequence_ids_BL.shape[0], sequence_ids_BL.shape[1])
+    if visible_BL is not None:
+        own = torch.arange(shape[1], dtype=visible_BL.dtype, device=visible_BL.device)
+        visible_BL = torch.maximum(visible_BL, own)
     if backend in ("sdpa", "eager"):
-        masks = {window: sequence_mask(sequence_ids_BL, dtype, window) for window in windows}
+        masks = {w: sequence_mask(sequence_ids_BL, dtype, w, visible_BL) for w in windows}
         return Layout(Rows(shape, masks, backend == "sdpa"), None, None)
     if backend == "flex":
-        return Layout(Flex(shape, _block_masks(sequence_ids_BL, windows)), None, None)
+        return Layout(Flex(shape, _block_masks(sequence_ids_BL, windows, visible_BL)), None, None)
     if sequence_starts is None:
         sequence_starts = find_starts(sequence_ids_BL)
     if backend in ("varlen", "flash"):
+        if visible_BL is not None:
+            raise ValueError(
+                f"attention {backend!r} cannot compute rows with `visible`: use 'sdpa'"
+            )
         return Layout(Varlen(sequence_starts, shape[1], backend == "flash"), None, None)
-    return _group(sequence_ids_BL, sequence_starts, windows, dtype)
+    return _group(sequence_ids_BL, sequence_starts, visible_BL, windows, dtype)
 
 
 def find_starts(sequence_ids_BL: torch.Tensor) -> torch.Tensor:
@@ -139,17 +159,23 @@ def find_starts(sequence_ids_BL: torch.Tensor) -> torch.Tensor:
 
 
 def sequence_mask(
-    sequence_ids_BL: torch.Tensor, dtype: torch.dtype, window: Window = None
+    sequence_ids_BL: torch.Tensor,
+    dtype: torch.dtype,
+    window: Window = None,
+    visible_BL: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """What to add to attention scores: 0 within a sequence (and window), -inf across. [B, 1, L, L] of `dtype`.
 
     sequence_ids_BL: any integers; equal ids in a row are one sequence. The padding of a row (all
     -1) thereby is a sequence of its own: it attends to itself, nothing else attends to it, and no
-    slot has -inf only.
+    slot has -inf only. visible_BL: as in `lay_out`, no slot's before itself.
     """
     allowed_BLL = sequence_ids_BL[:, :, None] == sequence_ids_BL[:, None, :]
     if window is not None:
         allowed_BLL = allowed_BLL & _near(sequence_ids_BL.shape[1], window, sequence_ids_BL.device)
+    if visible_BL is not None:
+        slots = torch.arange(sequence_ids_BL.shape[1], device=sequence_ids_BL.device)
+        allowed_BLL = allowed_BLL & (slots <= visible_BL[:, :, None])
     mask_BLL = torch.zeros(allowed_BLL.shape, dtype=dtype, device=allowed_BLL.device)
     return mask_BLL.masked_fill_(~allowed_BLL, -math.inf).unsqueeze(1)
 
@@ -163,6 +189,7 @@ def _near(length: int, window: int, device: torch.device) -> torch.Tensor:
 def _group(
     sequence_ids_BL: torch.Tensor,
     sequence_starts: torch.Tensor,
+    visible_BL: torch.Tensor | None,
     windows: Sequence[Window],
     dtype: torch.dtype,
 ) -> Layout:
@@ -176,6 +203,7 @@ def _group(
     starts, lengths = starts[is_real], lengths[is_real]
     lengths, order = lengths.sort(descending=True, stable=True)
     starts = starts[order]
+    visible = None if visible_BL is None else visible_BL.flatten().to("cpu", torch.int64)
     groups, slots, shown, first = [], [], [], 0
     sizes = lengths.tolist()
     while first < len(sizes):
@@ -186,11 +214,13 @@ def _group(
         longest = sizes[first] if sizes[first] == sizes[last - 1] else longest
         within = torch.arange(longest)
         is_token = within < lengths[first:last, None]
-        slots.append(
-            torch.where(is_token, starts[first:last, None] + within, starts[first:last, None])
-        )
+        starts_N1 = starts[first:last, None]
+        slots.append(torch.where(is_token, starts_N1 + within, starts_N1))
         shown.append(is_token.flatten())
-        masks = _group_masks(is_token, windows, dtype, device)
+        visible_NG = None
+        if visible is not None:  # counted within the sequence
+            visible_NG = visible[slots[-1]] - starts_N1 % sequence_ids_BL.shape[1]
+        masks = _group_masks(is_token, visible_NG, windows, dtype, device)
         groups.append(Group(last - first, longest, masks))
         first = last
     slot_T = torch.cat([part.flatten() for part in slots]) if slots else bounds[:0]
@@ -201,30 +231,45 @@ def _group(
 
 
 def _group_masks(
-    is_token_NG: torch.Tensor, windows: Sequence[Window], dtype: torch.dtype, device: torch.device
+    is_token_NG: torch.Tensor,
+    visible_NG: torch.Tensor | None,
+    windows: Sequence[Window],
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> dict[Window, torch.Tensor | None]:
+    """For the whole sequence, and each window that is not attended to block by block."""
     length = is_token_NG.shape[1]
-    padding = None
-    if not is_token_NG.all():
-        padding = torch.zeros(is_token_NG.shape, dtype=dtype)
-        padding = padding.masked_fill_(~is_token_NG, -math.inf)[:, None, None, :].to(device)
+    everything = is_token_NG[:, None, :]
+    is_partial = False
+    if visible_NG is not None:
+        seen = everything & (torch.arange(length) <= visible_NG[:, :, None])
+        is_partial = bool((seen != everything).any())
+        everything = seen if is_partial else everything
+    padding = None if everything.all() else _to_add(everything, dtype, device)
     masks: dict[Window, torch.Tensor | None] = {None: padding}
     for window in windows:
-        if window is None or length > BLOCKS_PAY_OFF * window:
+        if window is None or (length > BLOCKS_PAY_OFF * window and not is_partial):
             continue
         masks[window] = padding
         if length > window + 1:
-            allowed = _near(length, window, torch.device("cpu"))
-            allowed = allowed & is_token_NG[:, None, :] if padding is not None else allowed[None]
+            near = _near(length, window, torch.device("cpu"))
+            allowed = near[None] if padding is None else everything & near
             allowed = allowed | ~allowed.any(
                 -1, keepdim=True
             )  # padded queries far from every token
-            mask = torch.zeros(allowed.shape, dtype=dtype).masked_fill_(~allowed, -math.inf)
-            masks[window] = mask[:, None].to(device)
+            masks[window] = _to_add(allowed, dtype, device)
     return masks
 
 
-def _block_masks(sequence_ids_BL: torch.Tensor, windows: Sequence[Window]) -> dict[Window, Any]:
+def _to_add(allowed: torch.Tensor, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """To scores: 0 where allowed, else -inf. [N, 1, 1 or G, G]."""
+    mask = torch.zeros(allowed.shape, dtype=dtype).masked_fill_(~allowed, -math.inf)
+    return mask[:, None].to(device)
+
+
+def _block_masks(
+    sequence_ids_BL: torch.Tensor, windows: Sequence[Window], visible_BL: torch.Tensor | None
+) -> dict[Window, Any]:
     from torch.nn.attention.flex_attention import create_block_mask
 
     rows, length = sequence_ids_BL.shape
@@ -235,6 +280,8 @@ def _block_masks(sequence_ids_BL: torch.Tensor, windows: Sequence[Window]) -> di
         ) -> torch.Tensor:
             del head
             same = sequence_ids_BL[row, query] == sequence_ids_BL[row, key]
+            if visible_BL is not None:
+                same = same & (key <= visible_BL[row, query])
             return same if window is None else same & ((query - key).abs() <= window)
 
         return create_block_mask(allowed, rows, None, length, length, device=sequence_ids_BL.device)

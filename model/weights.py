@@ -25,9 +25,11 @@ def build(
 
 
 def build_empty(config: ModelConfig, vocab_size: int, pad_token_id: int = 0) -> ForPreTraining:
-    """A model on the meta device: shapes without memory."""
+    """A model on the meta device: shapes without memory, and no output weights: `tie` when it has some."""
     with torch.device("meta"):
-        return ForPreTraining(config, vocab_size, pad_token_id)
+        model = ForPreTraining(config, vocab_size, pad_token_id)
+    model.untie()
+    return model
 
 
 def fresh_weights(

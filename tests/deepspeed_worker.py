@@ -83,12 +83,12 @@ def loss_of(engine: Any, rank: int, number: int, *, hugging_face: bool) -> torch
         token_type_ids=zeros,
         position_ids=torch.arange(16).expand(2, 16).contiguous(),
         sequence_ids=zeros,
-        masked_index=masked,
-        masked_labels=ids.view(-1)[masked],
-        cls_index=torch.tensor([0, 16]),
-        nsp_labels=torch.tensor([0, 1]),
+        targets={
+            "mlm": (masked, ids.view(-1)[masked]),
+            "nsp": (torch.tensor([0, 16]), torch.tensor([0, 1])),
+        },
     )
-    return losses.mlm_loss_sum / 11 + losses.nsp_loss_sum / 2
+    return losses["mlm"].loss_sum / 11 + losses["nsp"].loss_sum / 2
 
 
 def run_case(folder: Path, case: str, world: Any) -> None:

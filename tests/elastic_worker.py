@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from optimizer_worker import BERT, LAMB, MUON, VOCAB, deepspeed_of
-from test_model_bert import packed_batch
+from test_model_bert import packed_batch, total
 
 from data.lanes import StreamState
 from model.weights import build_empty, fresh_weights
@@ -51,10 +51,10 @@ def train(named: NamedState, steps: int) -> list[float]:
     for _ in range(steps):
         set_accumulation(named.engine, 0, 1)
         losses = named.engine(**batch)
-        total = losses.mlm_loss_sum + losses.nsp_loss_sum
-        named.engine.backward(total, scale_wrt_gas=False)
+        loss = total(losses)
+        named.engine.backward(loss, scale_wrt_gas=False)
         step(named.engine)
-        found.append(total.item())
+        found.append(loss.item())
     return found
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from optimizer_reference import Reference
-from test_model_bert import packed_batch
+from test_model_bert import packed_batch, total
 
 from model.config import ModelConfig
 from model.weights import build, build_empty, fresh_weights, stacked_matrices
@@ -70,12 +70,11 @@ def run(config: ModelConfig, optim: OptimConfig, deepspeed: dict, world: World) 
         set_learning_rate(engine, rate)
         set_accumulation(engine, 0, 1)
         losses = engine(**batch)
-        engine.backward(losses.mlm_loss_sum + losses.nsp_loss_sum, scale_wrt_gas=False)
+        engine.backward(total(losses), scale_wrt_gas=False)
         step(engine)
         losses = model(**batch)
         names, parameters = zip(*model.named_parameters(), strict=True)
-        total = losses.mlm_loss_sum + losses.nsp_loss_sum
-        gradients = torch.autograd.grad(total, parameters)
+        gradients = torch.autograd.grad(total(losses), parameters)
         reference.step(dict(zip(names, gradients, strict=True)), rate)
         with torch.no_grad():
             for name, value in reference.whole(reference.weights).items():

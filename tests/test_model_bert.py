@@ -2,12 +2,13 @@
 
 import shutil
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
 from model.config import Backend, ModelConfig
-from model.heads import Losses
+from model.heads import TaskLoss
 from model.pretraining import ForPreTraining
 from model.weights import build, fresh_weights, load_weights, parameter_shapes
 
@@ -20,7 +21,8 @@ CONFIG = ModelConfig(
     max_position_embeddings=24,
 )
 WITHOUT_DROPOUT = replace(CONFIG, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-Batch = dict[str, torch.Tensor]
+Batch = dict[str, Any]
+Losses = dict[str, TaskLoss]
 
 
 def packed_batch(lengths: list[list[int]], row_length: int) -> Batch:
@@ -46,22 +48,46 @@ def packed_batch(lengths: list[list[int]], row_length: int) -> Batch:
         "token_type_ids": types,
         "position_ids": positions,
         "sequence_ids": sequences,
-        "masked_index": torch.tensor(masked),
-        "masked_labels": torch.randint(5, VOCAB, (len(masked),), generator=generator),
-        "cls_index": torch.tensor(cls),
-        "nsp_labels": torch.randint(2, (len(cls),), generator=generator),
+        "targets": {
+            "mlm": (
+                torch.tensor(masked),
+                torch.randint(5, VOCAB, (len(masked),), generator=generator),
+            ),
+            "nsp": (torch.tensor(cls), torch.randint(2, (len(cls),), generator=generator)),
+        },
     }
 
 
+def with_targets(batch: Batch, **targets: tuple[torch.Tensor, torch.Tensor]) -> Batch:
+    return batch | {"targets": batch["targets"] | targets}
+
+
 def without_labels(batch: Batch) -> Batch:
-    labels = ("masked_index", "masked_labels", "cls_index", "nsp_labels")
-    return batch | {name: batch[name][:0] for name in labels}
+    none = {task: (index[:0], labels[:0]) for task, (index, labels) in batch["targets"].items()}
+    return with_targets(batch, **none)
+
+
+def with_labels_of(batch: Batch, other: Batch) -> Batch:
+    """The same places, and the labels of another batch."""
+    labels = {task: labels for task, (_, labels) in other["targets"].items()}
+    given = batch["targets"].items()
+    return with_targets(batch, **{task: (index, labels[task]) for task, (index, _) in given})
+
+
+def total(losses: Losses) -> torch.Tensor:
+    return torch.stack([loss.loss_sum for loss in losses.values()]).sum()
+
+
+def assert_same_losses(first: Losses, second: Losses, rtol: float) -> None:
+    assert first.keys() == second.keys()
+    for task, loss in first.items():
+        for value, expected in zip(loss, second[task], strict=True):
+            torch.testing.assert_close(value, expected, rtol=rtol, atol=0, msg=task)
 
 
 def gradients_of(model: ForPreTraining, losses: Losses) -> dict[str, torch.Tensor]:
     names, parameters = zip(*model.named_parameters(), strict=True)
-    total = losses.mlm_loss_sum + losses.nsp_loss_sum
-    return dict(zip(names, torch.autograd.grad(total, parameters), strict=True))
+    return dict(zip(names, torch.autograd.grad(total(losses), parameters), strict=True))
 
 
 def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
@@ -77,22 +103,23 @@ def test_packed_rows_equal_one_sequence_per_row(attention: Backend) -> None:
     """The same tokens, packed or each in a row of its own: same losses, hits and gradients."""
     lengths = [[9, 7, 4], [24], [5, 13], [3]]
     alone = packed_batch([[length] for row in lengths for length in row], row_length=24)
-    alone |= {name: BATCH[name] for name in ("masked_labels", "nsp_labels")}
+    alone = with_labels_of(alone, BATCH)
     model = build(replace(WITHOUT_DROPOUT, attention=attention), VOCAB)
     packed_losses, alone_losses = model(**BATCH), model(**alone)
-    for name, value in packed_losses._asdict().items():
-        torch.testing.assert_close(value, getattr(alone_losses, name), rtol=1e-6, atol=0)
+    assert_same_losses(packed_losses, alone_losses, rtol=1e-6)
     assert_same(gradients_of(model, packed_losses), gradients_of(model, alone_losses))
 
 
 def test_counts_and_types_of_losses() -> None:
     losses = build(CONFIG, VOCAB)(**BATCH)
-    assert losses.num_masked == len(BATCH["masked_index"])
-    assert losses.num_pairs == 7
-    assert {value.dtype for value in losses} == {torch.float32, torch.int64}
-    assert all(value.ndim == 0 for value in losses)
+    assert list(losses) == ["mlm", "nsp"]
+    assert losses["mlm"].count == len(BATCH["targets"]["mlm"][1])
+    assert losses["nsp"].count == 7
+    for loss in losses.values():
+        assert [value.dtype for value in loss] == [torch.float32, torch.int64, torch.int64]
+        assert all(value.ndim == 0 for value in loss)
     # Fresh weights know nothing: about ln(vocabulary) nats per token.
-    mean = losses.mlm_loss_sum / losses.num_masked
+    mean = losses["mlm"].loss_sum / losses["mlm"].count
     assert mean.item() == pytest.approx(torch.tensor(VOCAB).log().item(), abs=0.2)
 
 
@@ -126,7 +153,9 @@ def test_compiled_layers_compute_the_same() -> None:
     plain, compiled = build(config, VOCAB), build(replace(config, compile=True), VOCAB)
     for batch in (BATCH, packed_batch([[9, 7, 4], [24], [20, 2], [6]], row_length=24)):
         losses, expected = compiled(**batch), plain(**batch)
-        torch.testing.assert_close(losses.mlm_loss_sum, expected.mlm_loss_sum, rtol=1e-5, atol=0)
+        torch.testing.assert_close(
+            losses["mlm"].loss_sum, expected["mlm"].loss_sum, rtol=1e-5, atol=0
+        )
         assert_same(gradients_of(compiled, losses), gradients_of(plain, expected))
 
 
@@ -147,9 +176,9 @@ def test_every_second_layer_can_be_checkpointed() -> None:
 
 def test_dropout_is_on_in_training_only() -> None:
     model = build(CONFIG, VOCAB)
-    assert model(**BATCH).mlm_loss_sum != model(**BATCH).mlm_loss_sum
+    assert model(**BATCH)["mlm"].loss_sum != model(**BATCH)["mlm"].loss_sum
     model.eval()
-    assert model(**BATCH).mlm_loss_sum == model(**BATCH).mlm_loss_sum
+    assert model(**BATCH)["mlm"].loss_sum == model(**BATCH)["mlm"].loss_sum
 
 
 @pytest.mark.parametrize("attention", ["grouped", "sdpa", "eager"])
@@ -160,8 +189,8 @@ def test_bf16_is_near_fp32(attention: Backend) -> None:
     exact = exact_model(**BATCH)
     rounded_model = build(config, VOCAB).bfloat16()
     rounded = rounded_model(**BATCH)
-    assert rounded.mlm_loss_sum.item() == pytest.approx(exact.mlm_loss_sum.item(), rel=5e-3)
-    assert rounded.nsp_loss_sum.item() == pytest.approx(exact.nsp_loss_sum.item(), rel=5e-3)
+    for task, loss in exact.items():
+        assert rounded[task].loss_sum.item() == pytest.approx(loss.loss_sum.item(), rel=5e-3)
     want, got = gradients_of(exact_model, exact), gradients_of(rounded_model, rounded)
     flat = torch.cat([want[name].flatten() for name in want])
     error = torch.cat([got[name].float().flatten() for name in want]) - flat
@@ -173,8 +202,8 @@ def test_batch_without_labels_gives_zeros(checkpointing: str) -> None:
     config = replace(CONFIG, activation_checkpointing=checkpointing)
     model = build(config, VOCAB)
     losses = model(**without_labels(BATCH))
-    assert [value.item() for value in losses] == [0.0, 0, 0, 0.0, 0, 0]
-    (losses.mlm_loss_sum + losses.nsp_loss_sum).backward()
+    assert [value.item() for loss in losses.values() for value in loss] == [0.0, 0, 0, 0.0, 0, 0]
+    total(losses).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert torch.equal(parameter.grad, torch.zeros_like(parameter)), name
@@ -184,15 +213,15 @@ def test_rows_of_nothing_but_padding_do_no_harm() -> None:
     model = build(WITHOUT_DROPOUT, VOCAB)
     with_empty_row = packed_batch([[9, 7, 4], [24], [5, 13], [3], []], row_length=24)
     losses, expected = model(**with_empty_row), model(**BATCH)
-    torch.testing.assert_close(losses.mlm_loss_sum, expected.mlm_loss_sum, rtol=1e-6, atol=0)
+    torch.testing.assert_close(losses["mlm"].loss_sum, expected["mlm"].loss_sum, rtol=1e-6, atol=0)
     assert_same(gradients_of(model, losses), gradients_of(model, expected))
 
 
 def test_padding_token_embedding_learns_from_the_output_side_only() -> None:
     model = build(WITHOUT_DROPOUT, VOCAB, pad_token_id=3)
     losses = model(**BATCH)
-    losses.mlm_loss_sum.backward()
-    hidden = model.encode(*list(BATCH.values())[:4]).flatten(0, 1)[BATCH["masked_index"]]
+    losses["mlm"].loss_sum.backward()
+    hidden = model.encode(*list(BATCH.values())[:4]).flatten(0, 1)[BATCH["targets"]["mlm"][0]]
     head = model.mlm_head
     transformed = head.layer_norm(torch.nn.functional.gelu(head.transform(hidden)))
     probability = model.mlm_logits(hidden).softmax(-1)[:, 3]
@@ -267,8 +296,11 @@ def test_wrong_inputs_are_refused() -> None:
     model = build(CONFIG, VOCAB)
     with pytest.raises(ValueError, match=r"one shape .*\[4, 24\], \[4, 24\], \[4, 23\], \[4, 24\]"):
         model(**BATCH | {"position_ids": BATCH["position_ids"][:, 1:]})
-    with pytest.raises(ValueError, match=r"next sentence index \[7\] and labels \[6\] differ"):
-        model(**BATCH | {"nsp_labels": BATCH["nsp_labels"][1:]})
+    index, labels = BATCH["targets"]["nsp"]
+    with pytest.raises(ValueError, match=r"nsp index \[7\] and labels \[6\] differ"):
+        model(**with_targets(BATCH, nsp=(index, labels[1:])))
+    with pytest.raises(ValueError, match="targets of mlm, nsp, sop, the tasks are mlm, nsp"):
+        model(**with_targets(BATCH, sop=(index, labels)))
     with pytest.raises(ValueError, match="pad_token_id 60 is not in a vocabulary of 60 tokens"):
         build(CONFIG, VOCAB, pad_token_id=60)
 
@@ -276,18 +308,19 @@ def test_wrong_inputs_are_refused() -> None:
 def test_values_out_of_range_are_refused_all_at_once() -> None:
     """On CPUs, before an embedding would fail with an index and no name."""
     model = build(CONFIG, VOCAB)
-    wrong = {name: value.clone() for name, value in BATCH.items()}
+    wrong = {name: BATCH[name].clone() for name in BATCH if name != "targets"}
     wrong["input_ids"][0, 0] = VOCAB
     wrong["token_type_ids"][1, 1] = 2
-    wrong["masked_index"][0] = 4 * 24
-    wrong["masked_labels"][0] = -100
+    index, labels = (value.clone() for value in BATCH["targets"]["mlm"])
+    index[0], labels[0] = 4 * 24, -100
+    wrong["targets"] = BATCH["targets"] | {"mlm": (index, labels)}
     with pytest.raises(ValueError) as error:
         model(**wrong)
     for part in (
         "input_ids holds 0 to 60, it must be in 0 to 59",
         "token_type_ids holds 0 to 2, it must be in 0 to 1",
-        "masked_index holds",
-        "masked_labels holds -100 to",
+        "mlm_index holds",
+        "mlm_labels holds -100 to",
     ):
         assert part in str(error.value)
     for starts in ([0, 9, 16, 20], [1, 96], [0, 30, 20, 96]):

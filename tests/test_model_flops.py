@@ -33,8 +33,10 @@ def test_published_shapes(
         30528,
         num_tokens=num_sequences * length,
         num_attended={None: num_sequences * length**2},
-        num_masked=round(num_sequences * length * masked_fraction),
-        num_pairs=num_sequences,
+        num_labels={
+            "mlm": round(num_sequences * length * masked_fraction),
+            "nsp": num_sequences,
+        },
     )
     assert flops / (num_sequences * length) / 1e6 == pytest.approx(megaflops_per_token, rel=0.005)
 
@@ -57,19 +59,18 @@ def test_equals_what_torch_counts() -> None:
             token_type_ids=torch.zeros_like(ids),
             position_ids=torch.arange(length).expand(rows, length),
             sequence_ids=torch.zeros_like(ids),
-            masked_index=torch.arange(num_masked),
-            masked_labels=torch.arange(num_masked),
-            cls_index=torch.arange(rows) * length,
-            nsp_labels=torch.zeros(rows, dtype=torch.int64),
+            targets={
+                "mlm": (torch.arange(num_masked), torch.arange(num_masked)),
+                "nsp": (torch.arange(rows) * length, torch.zeros(rows, dtype=torch.int64)),
+            },
         )
-        (losses.mlm_loss_sum + losses.nsp_loss_sum).backward()
+        (losses["mlm"].loss_sum + losses["nsp"].loss_sum).backward()
     expected = flops_per_step(
         config,
         100,
         num_tokens=rows * length,
         num_attended={None: rows * length**2},
-        num_masked=num_masked,
-        num_pairs=rows,
+        num_labels={"mlm": num_masked, "nsp": rows},
     )
     assert counter.get_total_flops() == expected
 

@@ -6,14 +6,15 @@ import torch.nn.functional as F
 from torch import nn
 
 from model import heads
-from model.heads import MlmHead, NspHead, classify_masked, classify_rows, classify_rows_dense
+from model.heads import MlmHead, classify_masked, classify_rows, classify_rows_dense
+from model.task_heads import ClassHead
 
 HIDDEN, VOCAB = 16, 50
 
 
 def make_head(kind: str) -> nn.Module:
     torch.manual_seed(1)
-    return MlmHead(VOCAB, HIDDEN, 1e-12) if kind == "mlm" else NspHead(HIDDEN)
+    return MlmHead(VOCAB, HIDDEN, 1e-12) if kind == "mlm" else ClassHead(HIDDEN, 2)
 
 
 def rows(num_classes: int, num_rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

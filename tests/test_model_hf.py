@@ -19,7 +19,7 @@ from transformers import (
     BertForPreTraining as TheirBert,
 )
 
-from model.config import COMPUTE_FIELDS, MODERN_FIELDS, Backend, ModelConfig
+from model.config import COMPUTE_FIELDS, MODERN_FIELDS, TASK_FIELDS, Backend, ModelConfig
 from model.hf import export_hf, import_hf, missing_weights
 from model.hf_names import from_hf_names, to_hf_names
 from model.pretraining import ForPreTraining
@@ -42,7 +42,7 @@ def their_config(**changes: Any) -> BertConfig:
     shape = {
         name: getattr(CONFIG, name)
         for name in vars(CONFIG)
-        if name not in ("architecture", *COMPUTE_FIELDS, *MODERN_FIELDS)
+        if name not in ("architecture", *COMPUTE_FIELDS, *MODERN_FIELDS, *TASK_FIELDS)
     }
     return BertConfig(vocab_size=VOCAB, **shape, **changes)
 
@@ -157,12 +157,9 @@ def test_losses_and_gradients_equal_theirs(tmp_path: Path) -> None:
         given["token_type_ids"],
         torch.arange(24).expand(4, 24),
         given["attention_mask"] - 1,
-        masked_index=index,
-        masked_labels=labels[index],
-        cls_index=cls,
-        nsp_labels=next_sentence,
+        targets={"mlm": (index, labels[index]), "nsp": (cls, next_sentence)},
     )
-    loss = losses.mlm_loss_sum / losses.num_masked + losses.nsp_loss_sum / losses.num_pairs
+    loss = torch.stack([each.loss_sum / each.count for each in losses.values()]).sum()
     loss.backward()
     assert loss.item() == pytest.approx(output.loss.item(), rel=1e-6)
     gradients = {name: p.grad for name, p in ours.named_parameters() if p.grad is not None}

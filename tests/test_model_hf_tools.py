@@ -115,7 +115,7 @@ def trained(
     batches = read_batches(dataset)
     for batch in itertools.islice(batches, 60):
         losses = model(**batch.model_inputs(torch.device("cpu")))
-        loss = losses.mlm_loss_sum / losses.num_masked + losses.nsp_loss_sum / losses.num_pairs
+        loss = torch.stack([each.loss_sum / each.count for each in losses.values()]).sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -329,7 +329,8 @@ def test_exported_class_loads_without_a_key_too_many(
 def unpacked(batch: Batch, pad_id: int) -> dict[str, torch.Tensor]:
     """Each packed sequence in a row of its own, as transformers takes them."""
     flat_labels = torch.full((batch.input_ids.numel(),), -100)
-    flat_labels[batch.masked_index] = batch.masked_labels
+    index, masked = batch.targets["mlm"]
+    flat_labels[index] = masked
     labels = flat_labels.view_as(batch.input_ids)
     slots = [
         (row, batch.sequence_ids[row] == number)
@@ -362,8 +363,8 @@ def test_masked_lm_loss_of_a_packed_batch_is_theirs(trained: Trained) -> None:
         == len(trained.batch.sequence_lengths)
         > len(trained.batch.input_ids)
     )
-    assert (given["labels"] >= 0).sum() == losses.num_masked > 50
-    loss = (losses.mlm_loss_sum / losses.num_masked).item()
+    assert (given["labels"] >= 0).sum() == losses["mlm"].count > 50
+    loss = (losses["mlm"].loss_sum / losses["mlm"].count).item()
     assert loss == pytest.approx(output.loss.item(), rel=1e-5)
     direct = F.cross_entropy(output.logits.flatten(0, 1), given["labels"].flatten())
     assert loss == pytest.approx(direct.item(), rel=1e-5)

@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from test_model_bert import BATCH, assert_same, gradients_of, packed_batch
+from test_model_bert import (
+    BATCH,
+    assert_same,
+    assert_same_losses,
+    gradients_of,
+    packed_batch,
+    with_labels_of,
+)
 from test_model_hf import inputs, load_theirs, our_hidden, randomised, weights_of
 from transformers import ModernBertConfig, ModernBertForMaskedLM, ModernBertModel
 
@@ -123,13 +130,10 @@ def test_loss_and_gradients_equal_theirs(
         given["token_type_ids"],
         torch.arange(24).expand(4, 24),
         given["attention_mask"] - 1,
-        masked_index=index,
-        masked_labels=labels[index],
-        cls_index=none,
-        nsp_labels=none,
+        targets={"mlm": (index, labels[index]), "nsp": (none, none)},
     )
-    (losses.mlm_loss_sum / 6).backward()
-    assert losses.mlm_loss_sum.item() / 6 == pytest.approx(output.loss.item(), rel=loss_bound)
+    (losses["mlm"].loss_sum / 6).backward()
+    assert losses["mlm"].loss_sum.item() / 6 == pytest.approx(output.loss.item(), rel=loss_bound)
     gradients = {name: p.grad.float() for name, p in ours.named_parameters() if p.grad is not None}
     expected = {name: p.grad for name, p in theirs.named_parameters()}
     renamed = to_hf_names(gradients, ours.config)
@@ -147,11 +151,10 @@ def test_loss_and_gradients_equal_theirs(
 def test_packed_rows_equal_one_sequence_per_row(attention: Backend) -> None:
     lengths = [[9, 7, 4], [24], [5, 13], [3]]
     alone = packed_batch([[length] for row in lengths for length in row], row_length=24)
-    alone |= {name: BATCH[name] for name in ("masked_labels", "nsp_labels")}
+    alone = with_labels_of(alone, BATCH)
     model = randomised(build(replace(CONFIG, attention=attention), VOCAB))
     packed_losses, alone_losses = model(**BATCH), model(**alone)
-    for name, value in packed_losses._asdict().items():
-        torch.testing.assert_close(value, getattr(alone_losses, name), rtol=1e-5, atol=0)
+    assert_same_losses(packed_losses, alone_losses, rtol=1e-5)
     packed, separate = gradients_of(model, packed_losses), gradients_of(model, alone_losses)
     assert_same({n: g / packed[n].abs().max() for n, g in packed.items()},
                 {n: g / packed[n].abs().max() for n, g in separate.items()})  # fmt: skip

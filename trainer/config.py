@@ -12,6 +12,7 @@ from typing import Any, Literal
 from omegaconf import OmegaConf
 
 from data.lanes import DataConfig
+from data.objectives import TASKS
 from data.settings import read_settings
 from data.transfer import redact
 from model.config import COMPUTE_FIELDS, ModelConfig
@@ -34,6 +35,9 @@ class RunConfig:
     optim: OptimConfig
     deepspeed: str = "ds_configs/zero1.json"  # what DeepSpeed alone owns: stage, offload, buckets
     precision: Literal["bf16", "fp32"] = "bf16"  # bf16 computes in bf16 and keeps fp32 masters
+    loss_weights: dict[str, float] = dataclasses.field(
+        default_factory=dict
+    )  # task -> weight; else 1
     phases: tuple[PhaseConfig, ...] = ()  # what changes at which step: row length, mixture, batch
     init_from: str | None = None  # Hugging Face folder of a BERT to start from; None: fresh weights
     seed: int = 1
@@ -67,6 +71,7 @@ class RunConfig:
         problems += self._stopping_problems()
         problems += self._phase_problems()
         problems += self._schedule_problems()
+        problems += self._loss_weight_problems()
         if problems:
             raise ValueError("; ".join(problems))
 
@@ -80,6 +85,21 @@ class RunConfig:
             problems.append(
                 f"keep_every {self.keep_every} is not a multiple of save_every {self.save_every}"
             )
+        return problems
+
+    def _loss_weight_problems(self) -> list[str]:
+        problems = []
+        phases = {
+            f"phase at step {phase.first_step}: ": phase.loss_weights for phase in self.phases
+        }
+        for where, weights in {"": self.loss_weights, **phases}.items():
+            for task, weight in (weights or {}).items():
+                if task not in TASKS:
+                    problems.append(
+                        f"{where}loss_weights.{task}: there is no such task, but {', '.join(TASKS)}"
+                    )
+                elif not weight >= 0:
+                    problems.append(f"{where}loss_weights.{task} {weight} is negative")
         return problems
 
     def _schedule_problems(self) -> list[str]:
@@ -135,7 +155,7 @@ FREE_TO_CHANGE = frozenset(
 # What may differ from one phase to the next: the checkpoint's own record of its phases tells.
 OF_A_PHASE = (
     "phases", "global_batch_size", "data.sequence_length", "data.packing", "data.masked_fraction",
-    "data.weights",
+    "data.weights", "data.objectives", "data.mask_token_share", "data.random_token_share",
 )  # fmt: skip
 
 
@@ -159,7 +179,22 @@ def config_from(values: Any, source: str) -> RunConfig:
     config = _build(RunConfig, values, "", problems)
     if problems or config is None:
         raise ValueError(f"{source}: " + "; ".join(problems))
-    return config
+    return _with_tasks(config, values, source)
+
+
+def _with_tasks(config: RunConfig, values: Any, source: str) -> RunConfig:
+    """The configuration with the heads that its objectives need: they follow from data.objectives."""
+    tasks = settings_at(config, 0).data.mixture.tasks
+    given = (values.get("model") or {}).get("tasks")
+    if given is not None and tuple(given) != tasks:
+        raise ValueError(
+            f"{source}: model.tasks is {list(given)}, but data.objectives of the run and its phases ask for "
+            f"{list(tasks)}: leave model.tasks out"
+        )
+    try:
+        return dataclasses.replace(config, model=dataclasses.replace(config.model, tasks=tasks))
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
 
 
 def _build(kind: type, values: Any, prefix: str, problems: list[str]) -> Any:
@@ -183,7 +218,7 @@ def _build(kind: type, values: Any, prefix: str, problems: list[str]) -> Any:
             arguments[name] = _build(
                 typing.cast(type, hints[name]), {}, f"{prefix}{name}.", problems
             )
-        elif field.default is dataclasses.MISSING:
+        elif field.default is field.default_factory is dataclasses.MISSING:
             problems.append(f"missing key {prefix}{name}")
     if len(problems) > before:
         return None
@@ -255,7 +290,8 @@ def _describe(hint: Any) -> str:
 def to_dict(config: RunConfig) -> dict[str, Any]:
     """Plain dicts and lists, as YAML and JSON give them back."""
     values = dataclasses.asdict(config)
-    return {**values, "phases": list(values["phases"])}
+    model = {**values["model"], "tasks": list(values["model"]["tasks"])}
+    return {**values, "phases": list(values["phases"]), "model": model}
 
 
 def to_yaml(config: RunConfig) -> str:
@@ -266,7 +302,11 @@ def to_yaml(config: RunConfig) -> str:
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """'key: old -> new' for every setting that must stay the same over the jobs of a run."""
     # settings that are newer than a checkpoint had their defaults then
-    old = {**old, "optim": dataclasses.asdict(OptimConfig()) | old["optim"]}
+    defaults = {"optim": OptimConfig(), "model": ModelConfig(), "data": DataConfig(path="")}
+    for section, default in defaults.items():
+        old = {**old, section: dataclasses.asdict(default) | old[section]}
+    old = {"loss_weights": {}, **old}
+    old["model"]["tasks"] = list(old["model"]["tasks"])
     old_flat, new_flat = _with_rates(old), _with_rates(new)
     return [
         f"{key}: {old_flat.get(key)!r} -> {new_flat.get(key)!r}"
@@ -277,13 +317,21 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 def _with_rates(values: dict[str, Any]) -> dict[str, Any]:
-    """Flat, and the learning rates of phases apart from what else of them may change."""
+    """Flat, and the learning rates and loss weights of phases apart from what else of them may change."""
     rates = [
         [phase[name] for name in ("first_step", "learning_rate", "warmup_steps")]
         for phase in values["phases"]
         if phase.get("learning_rate") is not None
     ]
-    return {**_flatten(values), "learning rates of phases": rates}
+    loss_weights = [
+        [phase["first_step"], phase["loss_weights"]]
+        for phase in values["phases"]
+        if phase.get("loss_weights")
+    ]
+    flat = _flatten(values)
+    return {
+        **flat, "learning rates of phases": rates, "loss weights of phases": loss_weights,
+    }  # fmt: skip
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

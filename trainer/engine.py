@@ -81,7 +81,7 @@ def materialise(model: ForPreTraining, config: dict[str, Any], device: torch.dev
     """
     dtype = torch.bfloat16 if config.get("bf16", {}).get("enabled") else torch.float32
     is_partitioned = config["zero_optimization"]["stage"] == 3
-    model.mlm_head.decoder.register_parameter("weight", None)  # the embeddings' own
+    model.untie()  # output weights are the embeddings' own
     for part in (model.embeddings, *model.layers, *model.children()):
         if all(not parameter.is_meta for parameter in part.parameters()):
             continue

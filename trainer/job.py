@@ -72,8 +72,7 @@ def begin_job(
     announce(run, dataset, state, world)
     metrics = stack.enter_context(
         Metrics(
-            run_dir, world, state, activity=activity, num_steps=run.steps,
-            peak_flops=_peak_of(world),
+            run, world, state, activity=activity, peak_flops=_peak_of(world),
         )
     )  # fmt: skip
     job = Job(

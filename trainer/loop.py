@@ -6,14 +6,11 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from data.batch import StreamItem
 from data.hashing import stable_hash64
 from model.config import ModelConfig
-from model.flops import attended_pairs, flops_per_step
-from model.heads import Losses
 from trainer.activity import Activity
 from trainer.config import RunConfig
 from trainer.engine import (
@@ -25,18 +22,18 @@ from trainer.engine import (
 from trainer.evaluation import evaluate
 from trainer.exit_status import Status
 from trainer.job import Job, begin_job, end_job, report_failed_save, rewind, save
-from trainer.phases import learning_rate_at
+from trainer.phases import learning_rate_at, settings_at
 from trainer.state import TrainState
 from trainer.stopping import StopRequest
 from trainer.stretch import Stretch, begin_stretch, merged, record_damage
+from trainer.task_losses import count_flops, objective
 from trainer.world import World
 
 
 class StepCounts(NamedTuple):
     """What one optimizer step holds, over all ranks; and what they have to agree on."""
 
-    num_masked: int
-    num_pairs: int
+    num_labels: dict[str, int]  # of each task
     num_tokens: int
     flops: int
     num_damaged: int
@@ -83,7 +80,9 @@ def train(
                 state.step + 1, partial(optimizer_step, run, job, state, items, counts, world)
             )
             activity.enter("log")
-            loss = job.metrics.end_step(counts.flops, grad_norm)  # collective
+            loss = job.metrics.end_step(  # collective
+                counts.flops, grad_norm, stretch.settings.loss_weights
+            )
             state = state.advance(
                 counts.num_tokens,
                 counts.rows_digest,
@@ -115,13 +114,15 @@ def optimizer_step(
 ) -> float:
     """Forward, backward, update. Returns the gradient's norm: infinite or NaN where nothing was changed."""
     set_learning_rate(job.engine, learning_rate_at(run, state.step))
+    loss_weights = settings_at(run, state.step).loss_weights
     for number, item in enumerate(items):
         set_accumulation(job.engine, number, len(items))
         seed_dropout(run.seed, item.first_row)
         job.activity.enter("forward")
         losses = job.engine(**item.batch.model_inputs(world.device))
         job.activity.enter("backward")
-        job.engine.backward(objective(losses, counts) * world.size, scale_wrt_gas=False)
+        loss = objective(losses, counts.num_labels, loss_weights)
+        job.engine.backward(loss * world.size, scale_wrt_gas=False)
         job.activity.enter("optimizer")
         step(job.engine)  # DeepSpeed steps on the last micro-batch
         job.metrics.add(losses)
@@ -164,22 +165,11 @@ def count(
     Whether to stop, and whether a save has failed, is agreed on here too: it costs nothing.
     """
     batches = [item.batch for item in items]
-    lengths = np.concatenate([batch.sequence_lengths for batch in batches])
-    num_masked = sum(len(batch.masked_labels) for batch in batches)
-    num_pairs = sum(len(batch.nsp_labels) for batch in batches)
-    flops = flops_per_step(
-        model,
-        job.dataset.vocab_size,
-        num_tokens=int(lengths.sum()),
-        num_attended={window: attended_pairs(lengths, window) for window in model.windows},
-        num_masked=num_masked,
-        num_pairs=num_pairs,
-    )
+    tasks = model.tasks
     local = [
-        num_masked,
-        num_pairs,
-        int(lengths.sum()),
-        flops,
+        *(sum(batch.num_labels[task] for batch in batches) for task in tasks),
+        sum(batch.num_tokens for batch in batches),
+        count_flops(model, job.dataset.vocab_size, batches),
         len({damage for item in items for damage in item.damage} - set(state.stream.damage)),
         int(stop.reason is not None),
         int(job.saver.has_problem()),
@@ -187,18 +177,8 @@ def count(
     digest = sum(batch.rows_digest for batch in batches)
     # two halves: int64 sums wrap on every device, but Python must not overflow on the way in
     *sums, low, high = world.sum([*local, digest & 0xFFFFFFFF, digest >> 32])
-    return StepCounts(*sums, rows_digest=low + (high << 32))
-
-
-def objective(losses: Losses, counts: StepCounts) -> torch.Tensor:
-    """This micro-batch's part of the step's loss: mean over *all* masked tokens plus mean over *all* pairs.
-
-    A mean of micro-batch means would weigh tokens by how many others share their micro-batch, and
-    the curve would depend on world size and accumulation.
-    """
-    mlm = losses.mlm_loss_sum / max(1, counts.num_masked)
-    nsp = losses.nsp_loss_sum / max(1, counts.num_pairs)
-    return mlm + nsp
+    num_labels = dict(zip(tasks, sums, strict=False))
+    return StepCounts(num_labels, *sums[len(tasks) :], rows_digest=low + (high << 32))
 
 
 def seed_dropout(seed: int, first_row: int) -> None:

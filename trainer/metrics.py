@@ -2,29 +2,28 @@
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import torch
 import torch.distributed as dist
 from torch.utils.tensorboard import SummaryWriter
 
-from model.heads import Losses
+from data.objectives import TASKS
+from model.heads import TaskLoss
 from trainer.activity import Activity
-from trainer.evaluation import averages, stack
+from trainer.config import RunConfig
 from trainer.files import write_atomically
 from trainer.state import TrainState
+from trainer.task_losses import Totals, stack
 from trainer.world import World
 
-LEARNED = ("loss", "mlm_loss", "mlm_accuracy", "nsp_loss", "nsp_accuracy")
 # TensorBoard tag of each logged value. What a person looks for comes first.
 TAGS = {
     "loss": "train/loss",
-    "mlm_loss": "train/mlm_loss",
-    "nsp_loss": "train/nsp_loss",
-    "mlm_accuracy": "train/mlm_accuracy",
-    "nsp_accuracy": "train/nsp_accuracy",
+    **{f"{task}_loss": f"train/{task}_loss" for task in TASKS},
+    **{f"{task}_accuracy": f"train/{task}_accuracy" for task in TASKS},
     "learning_rate": "train/learning_rate",
     "grad_norm": "train/grad_norm",
     "num_skipped_steps": "train/skipped_steps",
@@ -41,24 +40,24 @@ class Metrics:
 
     def __init__(
         self,
-        run_dir: Path,
+        run: RunConfig,
         world: World,
         start: TrainState,
         *,
         activity: Activity,
-        num_steps: int,
         peak_flops: float | None,
     ) -> None:
-        self.world, self.num_steps, self.peak_flops = world, num_steps, peak_flops
+        self.world, self.num_steps, self.peak_flops = world, run.steps, peak_flops
         self._activity = activity
-        self.run_dir = run_dir
-        self._step = torch.zeros(len(Losses._fields), dtype=torch.float64, device=world.device)
+        self.run_dir = Path(run.dir)
+        self.tasks, self._loss_weights = run.model.tasks, run.loss_weights
+        self._step = Totals.zeros(self.tasks, world.device)
         self._file = self._writer = None
         self.begin(start)
 
     def begin(self, state: TrainState) -> None:
         """Go on from `state`: what was logged of later steps is dropped, for they come again."""
-        self._window = torch.zeros(len(Losses._fields), dtype=torch.float64)
+        self._window = Totals.zeros(self.tasks)
         self._flops, self._before, self._window_state = 0, self._activity.accounted(), state
         if not self.world.is_main:
             return
@@ -82,27 +81,27 @@ class Metrics:
             self._file.close()
             self._writer.close()
 
-    def add(self, losses: Losses) -> None:
+    def add(self, losses: Mapping[str, TaskLoss]) -> None:
         """One micro-batch of this rank; stays on the device."""
-        self._step += stack(losses)
+        self._step.sums.add_(stack(losses))
 
-    def end_step(self, flops: int, grad_norm: float) -> float:
+    def end_step(self, flops: int, grad_norm: float, loss_weights: dict[str, float]) -> float:
         """The step's loss over all ranks. Collective. flops: over all ranks too.
 
         A step without a finite gradient changed nothing, and counts for no average.
         """
         if self.world.size > 1:
-            dist.all_reduce(self._step)
-        totals = self._step.to("cpu", copy=True)
-        self._step.zero_()
+            dist.all_reduce(self._step.sums)
+        totals = Totals(self.tasks, self._step.sums.to("cpu", copy=True))
+        self._step.sums.zero_()
         if math.isfinite(grad_norm):
-            self._window += totals
-        self._flops += flops
-        return averages(totals).get("loss", 0.0)
+            self._window.sums.add_(totals.sums)
+        self._flops, self._loss_weights = self._flops + flops, loss_weights
+        return totals.averages(loss_weights).get("loss", 0.0)
 
     def log(self, state: TrainState, learning_rate: float, grad_norm: float) -> float:
         """Write what happened since the last call. Returns the seconds that a step took."""
-        values = {"step": state.step, **averages(self._window)}
+        values = {"step": state.step, **self._window.averages(self._loss_weights)}
         now = self._activity.accounted()
         spent = {name: now[name] - self._before[name] for name in ("data", "step", "log")}
         seconds = sum(spent.values())  # evaluations and checkpoints are none of the steps'
@@ -121,7 +120,7 @@ class Metrics:
             values["mfu"] = self._flops / seconds / (self.peak_flops * self.world.size)
         self._write({"kind": "train", **values, "rows_digest": state.rows_digest}, TAGS)
         self._print(progress_line(values, self.num_steps))
-        self._window.zero_()
+        self._window.sums.zero_()
         self._flops, self._before, self._window_state = 0, now, state
         return values["step_seconds"]
 
@@ -131,11 +130,13 @@ class Metrics:
             {"kind": "heldout", "step": step, **values},
             {name: f"heldout/{name}" for name in values},
         )
-        shown = dict.fromkeys(LEARNED, math.nan) | values
+        parts = [
+            f"{task} {values[f'{task}_loss']:.4f} ({values[f'{task}_accuracy']:.1%} right)"
+            for task in self.tasks
+            if f"{task}_loss" in values
+        ]
         self._print(
-            f"held out at step {step}: loss {shown['loss']:.4f}"
-            f"  mlm {shown['mlm_loss']:.4f} ({shown['mlm_accuracy']:.1%} right)"
-            f"  nsp {shown['nsp_loss']:.4f} ({shown['nsp_accuracy']:.1%} right)"
+            "  ".join([f"held out at step {step}: loss {values.get('loss', math.nan):.4f}", *parts])
         )
 
     def _write(self, values: dict[str, Any], tags: dict[str, str]) -> None:
@@ -155,14 +156,16 @@ class Metrics:
 
 def progress_line(values: dict[str, Any], num_steps: int) -> str:
     """What a person watches, e.g. 'step 120/600  loss 6.4302 (mlm 5.7371, nsp 0.6931) ...  ETA 0:03:12'."""
-    shown = dict.fromkeys((*LEARNED, "grad_norm"), math.nan) | values
+    tasks = [task for task in TASKS if f"{task}_loss" in values]
+    losses = ", ".join(f"{task} {values[f'{task}_loss']:.4f}" for task in tasks)
+    right = " ".join(f"{task} {values[f'{task}_accuracy']:.1%}" for task in tasks)
     eta = int(values["step_seconds"] * (num_steps - values["step"]))
     parts = [
         f"step {values['step']}/{num_steps}",
-        f"loss {shown['loss']:.4f} (mlm {shown['mlm_loss']:.4f}, nsp {shown['nsp_loss']:.4f})",
-        f"right: mlm {shown['mlm_accuracy']:.1%} nsp {shown['nsp_accuracy']:.1%}",
+        f"loss {values.get('loss', math.nan):.4f} ({losses})",
+        f"right: {right}",
         f"lr {values['learning_rate']:.2e}",
-        f"grad {shown['grad_norm']:.2f}",
+        f"grad {values.get('grad_norm', math.nan):.2f}",
         f"{values['tokens_per_second']:,.0f} tokens/s",
         f"data wait {values['data_wait_fraction']:.0%}",
         f"ETA {eta // 3600}:{eta // 60 % 60:02d}:{eta % 60:02d}",

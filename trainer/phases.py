@@ -21,6 +21,8 @@ class PhaseConfig:
     sequence_length: int | None = None
     masked_fraction: float | None = None
     weights: dict[str, int] | None = None
+    objectives: dict[str, int] | None = None
+    loss_weights: dict[str, float] | None = None  # these change, others stay
     learning_rate: float | None = None  # a schedule of its own, from here to the next such phase
     warmup_steps: int | None = None  # of that schedule; None: 0
 
@@ -50,11 +52,22 @@ class Settings(NamedTuple):
     data: DataConfig
     global_batch_size: int
     micro_batch_size: int
+    loss_weights: dict[str, float]  # of tasks; others have their default
 
 
 def settings_at(run: "RunConfig", step: int) -> Settings:
-    """The settings of the step after `step` completed ones. ValueError: what a phase asks for is refused."""
-    settings = Settings(run.data, run.global_batch_size, run.micro_batch_size)
+    """The settings of the step after `step` completed ones. ValueError: what a phase asks for is refused.
+
+    Objectives of other phases have weight 0: the model has their heads throughout.
+    """
+    every = [run.data.objectives, *(phase.objectives or {} for phase in run.phases)]
+    no_rows = {name: 0 for objectives in every for name in objectives}
+    settings = Settings(
+        replace(run.data, objectives=no_rows | run.data.objectives),
+        run.global_batch_size,
+        run.micro_batch_size,
+        run.loss_weights,
+    )
     for phase in run.phases:
         if phase.first_step > step:
             break
@@ -63,10 +76,13 @@ def settings_at(run: "RunConfig", step: int) -> Settings:
             for name in ("sequence_length", "masked_fraction", "weights")
             if getattr(phase, name) is not None
         }
+        if phase.objectives is not None:
+            changed["objectives"] = no_rows | phase.objectives
         settings = Settings(
             replace(settings.data, **changed),
             phase.global_batch_size or settings.global_batch_size,
             phase.micro_batch_size or settings.micro_batch_size,
+            settings.loss_weights | (phase.loss_weights or {}),
         )
     return settings
 

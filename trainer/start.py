@@ -141,7 +141,7 @@ def initial_weights(run: RunConfig, dataset: Dataset) -> Weights:
         )
     if problems:
         raise ValueError(f"init_from {run.init_from} does not fit: " + "; ".join(problems))
-    missing = missing_weights(weights, config, vocab_size)
+    missing = missing_weights(weights, run.model, vocab_size)
 
     def given() -> Iterator[tuple[str, torch.Tensor]]:
         for name, value in fresh():
@@ -154,7 +154,9 @@ def backend_of(run: RunConfig, world: World) -> Backend:
     """How attention is computed here. ValueError where the one that was asked for cannot be."""
     dtype = torch.bfloat16 if run.precision == "bf16" else torch.float32
     dropout = run.model.attention_probs_dropout_prob
-    return choose_backend(run.model.attention, world.device, dropout, dtype)
+    return choose_backend(
+        run.model.attention, world.device, dropout, dtype, is_causal=run.model.is_causal
+    )
 
 
 def resume(run: RunConfig, dataset: Dataset, named: NamedState, world: World) -> TrainState:
