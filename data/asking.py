@@ -112,7 +112,8 @@ def _prefixes(asking: Asking, slots: Slots, spans: Spans, text: Text) -> np.ndar
     if (rows := asking.rows_hidden_by("clm")) is not None:
         prefixes[rows[row]] = 0
     if (rows := asking.rows_hidden_by("prefix_lm")) is not None:
-        draw = mix64(text.keys[row] ^ starts.astype(np.uint64) ^ np.uint64(stable_hash64("prefix")))
+        in_row = (starts - text.row_starts[row]).astype(np.uint64)
+        draw = mix64(text.keys[row] ^ in_row ^ np.uint64(stable_hash64("prefix")))
         drawn = 1 + (draw % np.maximum(num_text - 1, 1).astype(np.uint64)).astype(np.int64)
         prefixes = np.where(rows[row], np.where(num_text > 1, drawn, 0), prefixes)
     if (rows := asking.rows_hidden_by("denoise")) is not None:
