@@ -9,7 +9,7 @@ What a label means:
     nsp         0 B follows A, 1 B is of another document (Devlin et al. 2019, 3.1)
     sop         0 A then B, 1 B then A (Lan et al. 2020, 3.1)
     order       0 B follows A, 1 B precedes A, 2 B is of another document (Wang et al. 2020, 2.2)
-    distance    0 what follows A, 1 what comes later in the document, 2 of another (Sun et al. 2020, 4.2.2)
+    distance    0 B follows A, 1 B comes later in the document, 2 B is of another (Sun et al. 2020, 4.2.2)
 
 Nothing but the text tells a class: neither lengths nor where sentences are cut. A pair is cut out of its
 document at any token, so that rows are full. Where A and B change places, what lies outside their whole
@@ -29,7 +29,7 @@ from data.shards import Block
 IS_NEXT, IS_RANDOM, UNLABELLED = 0, 1, -1  # as in transformers; UNLABELLED: nothing is asked
 IS_SWAPPED = 1  # of sop
 ORDER_NEXT, ORDER_PREVIOUS, ORDER_RANDOM = 0, 1, 2
-DISTANCE_NEXT, DISTANCE_SAME_DOCUMENT, DISTANCE_RANDOM = 0, 1, 2
+DISTANCE_NEXT, DISTANCE_LATER, DISTANCE_RANDOM = 0, 1, 2
 NSP = PAIRED.index("nsp")
 THIRD = 1 / 3
 
@@ -44,7 +44,7 @@ class Pairs(NamedTuple):
     label: np.ndarray  # int64: class of what is asked of the pair, or UNLABELLED
     row: np.ndarray  # int64: pairs of one row lie in it together
     is_swapped: np.ndarray  # bool. sop, order: the whole sentences of B come before those of A;
-    # distance: the second half of B is shown in the place of the first
+    # distance: the first half of A is shown before B, and not the second
 
     @property
     def lengths(self) -> np.ndarray:
@@ -185,15 +185,18 @@ def _meeting_if_swapped(boundaries: np.ndarray, start: int, stop: int, bits: int
 
 
 def _distance(labelling: _Labelling, chosen: np.ndarray, key: int) -> None:
-    """A third gets a B of another document. B is shown in two halves, apart: which one follows A is drawn."""
+    """A third gets a B of another document. Of A, one half is shown before B: the one that it follows, or not.
+
+    A's sentences are as long on either side of where it is parted; B's are not, for a long one often begins it.
+    """
     pairs, group, document, boundaries = labelling
-    start, stop = pairs.b_start[chosen], pairs.b_start[chosen] + pairs.b_length[chosen]
-    is_sentence_end = boundaries[np.searchsorted(boundaries, start)] == start
+    start, stop = pairs.a_start[chosen], pairs.b_start[chosen]
+    is_sentence_end = boundaries[np.searchsorted(boundaries, stop)] == stop
     chosen = chosen[is_sentence_end & (num_inner_boundaries(start, stop, boundaries) > 0)]
     chosen = chosen[_has_partner(group[chosen], document[chosen])]
     hashes = hash_positions(key, len(pairs.row))[chosen]
     pairs.is_swapped[chosen] = _is_set(hashes)
-    pairs.label[chosen] = np.where(_is_set(hashes), DISTANCE_SAME_DOCUMENT, DISTANCE_NEXT)
+    pairs.label[chosen] = np.where(_is_set(hashes), DISTANCE_LATER, DISTANCE_NEXT)
     receivers = _give_other(labelling, chosen, THIRD, stable_hash64(key, "other"))
     pairs.label[receivers] = DISTANCE_RANDOM
 

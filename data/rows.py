@@ -125,7 +125,7 @@ def plan_rows(
     recipes = mixture.of_rows(key, len(counts))
     asked = np.array([PAIRED.index(r.paired) if r.paired else -1 for r in mixture.recipes])
     needs_sentences = any(
-        r.shuffled or r.cpc or r.paired in ("sop", "order", "distance") for r in mixture.recipes
+        r.shuffled or r.paired in ("sop", "order", "distance") for r in mixture.recipes
     )
     boundaries = sentence_boundaries(block) if needs_sentences else np.empty(0, dtype=np.int64)
     pairs = label_pairs(block, cut, asked[recipes[place[cut.row]]], boundaries, key)

@@ -5,7 +5,7 @@ A pair becomes one sequence of a row (of `distance` two, of `cpc` three), laid o
     nsp                  [CLS] A [SEP] B [SEP]
     sop, order           the same, or swapped: [CLS] a B' [SEP] A' b [SEP], where A = a A', B = B' b, and A' and
                          B' are the whole sentences
-    distance             [CLS] A [SEP] B' and [CLS] B" b, or [CLS] A [SEP] B" and [CLS] B' b, where B = B' B" b
+    distance             [CLS] A" [SEP] B and [CLS] a A', or [CLS] A' [SEP] B and [CLS] a A", where A = a A' A"
     reorder, relative    [CLS] a P Q R S b [SEP]: the four parts between, each of whole sentences, shuffled
     cpc                  [CLS] C, [CLS] D and [CLS] the rest, D following C
     denoise              [CLS] noised X [SEP] X [SEP], X being one half of the text, in each epoch one by hash
@@ -128,22 +128,23 @@ def _swap(
 def _halve(
     spans: Spans, rows: np.ndarray, source: tuple[Pairs, np.ndarray, np.ndarray], key: int
 ) -> None:
-    """Part each B at one of its sentence ends; the half that is not shown after A gets a [CLS] of its own."""
+    """Part each A at one of its sentence ends; the half that is not shown before B gets a [CLS] of its own."""
     pairs, of, boundaries = source
-    start, stop = pairs.b_start[of], pairs.b_start[of] + pairs.b_length[of]
+    start, stop = pairs.a_start[of], pairs.a_start[of] + pairs.a_length[of]
     hashes = mix64(start.astype(np.uint64) ^ np.uint64(stable_hash64(key, "halves")))
+    first = boundaries[np.searchsorted(boundaries, start)]
     middle = any_inner_boundary(start, stop, boundaries, hashes)
-    last = boundaries[np.searchsorted(boundaries, stop, side="right") - 1]
     swapped = pairs.is_swapped[of]
     bounds = [
-        (np.where(swapped, middle, start), np.where(swapped, last, middle)),
-        (np.where(swapped, start, middle), np.where(swapped, middle, last)),
-        (last, stop),
+        (np.where(swapped, first, middle), np.where(swapped, middle, stop)),
+        (pairs.b_start[of], pairs.b_start[of] + pairs.b_length[of]),
+        (start, first),
+        (np.where(swapped, middle, first), np.where(swapped, stop, middle)),
     ]
-    for column, (begin, end) in enumerate(bounds, start=1):
+    for column, (begin, end) in enumerate(bounds):
         spans.starts[rows, column], spans.lengths[rows, column] = begin, end - begin
-    spans.marks[rows, 1:4] = (0, CLS_BEFORE, 0)
-    spans.types[rows, 1:4] = (1, 0, 0)
+    spans.marks[rows, :4] = (CLS_BEFORE | SEP_AFTER, 0, CLS_BEFORE, 0)
+    spans.types[rows, :4] = (0, 1, 0, 0)
 
 
 def _single(spans: Spans, rows: np.ndarray, pairs: Pairs, of: np.ndarray) -> None:
@@ -166,7 +167,7 @@ def _divide(
         enough = num_inner_boundaries(pairs.a_start[of], stop, boundaries) >= NUM_PARTS - 1
         _shuffle(spans, rows[enough], boundaries, key)
     if recipe.cpc:
-        _continue(spans, rows[spans.lengths[rows, 0] >= LEAST_CONTINUED], boundaries, key)
+        _continue(spans, rows[spans.lengths[rows, 0] >= LEAST_CONTINUED], key)
     if recipe.tokens == "denoise":
         length = spans.lengths[rows, 0] // 2
         rows, length = rows[length > 0], length[length > 0]
@@ -180,22 +181,17 @@ def _divide(
         spans.noised[rows] = True
 
 
-def _continue(spans: Spans, rows: np.ndarray, boundaries: np.ndarray, key: int) -> None:
-    """A context and its continuation take a quarter to a half each, drawn apart: their lengths are no match.
-
-    Each ends at the last sentence end within, if there is one.
-    """
+def _continue(spans: Spans, rows: np.ndarray, key: int) -> None:
+    """A context and its continuation take a quarter to a half each, drawn apart: their lengths are no match."""
     start, length = spans.starts[rows, 0], spans.lengths[rows, 0]
     hashes = mix64(start.astype(np.uint64) ^ np.uint64(stable_hash64(key, "continuation")))
     first, stop = start, start + length
     for column in range(2):
         draw = ((hashes >> np.uint64(32 * column)) & np.uint64(0xFFFFFFFF)) * 2.0**-32
-        wanted = first + (length * (0.25 + 0.25 * draw)).astype(np.int64)
-        sentence_end = boundaries[np.searchsorted(boundaries, wanted, side="right") - 1]
-        end = np.where(sentence_end > first, sentence_end, wanted)
-        spans.starts[rows, column], spans.lengths[rows, column] = first, end - first
+        part = (length * (0.25 + 0.25 * draw)).astype(np.int64)
+        spans.starts[rows, column], spans.lengths[rows, column] = first, part
         spans.marks[rows, column] = CLS_BEFORE
-        first = end
+        first = first + part
     spans.starts[rows, 2], spans.lengths[rows, 2] = first, stop - first
     spans.marks[rows, 2] = CLS_BEFORE
 

@@ -99,24 +99,22 @@ class Maker:
     def halves(
         self, a: tuple[int, int], b: tuple[int, int], label: int, is_swapped: bool
     ) -> list[Sequence]:
-        ends = self.ends_within(*b)
+        ends = self.ends_within(*a)
         inner = ends[1:-1]
-        bits = mix(b[0] ^ stable_hash64(self.key, "halves"))
-        middle, last = inner[bits % len(inner)], ends[-1]
-        shown, other = (b[0], middle), (middle, last)
+        middle = inner[mix(a[0] ^ stable_hash64(self.key, "halves")) % len(inner)]
+        shown, other = (middle, a[1]), (ends[0], middle)
         if is_swapped:
             shown, other = other, shown
-        first = [*self.cls(), *self.text(*a), *self.sep(), *self.text(*shown, 1)]
-        second = [*self.cls(), *self.text(*other), *self.text(last, b[1])]
+        first = [*self.cls(), *self.text(*shown), *self.sep(), *self.text(*b, 1)]
+        second = [*self.cls(), *self.text(a[0], ends[0]), *self.text(*other)]
         return [Sequence(first, label), Sequence(second)]
 
     def continued(self, start: int, stop: int) -> list[Sequence]:
         bits = mix(start ^ stable_hash64(self.key, "continuation"))
         bounds = [start]
         for draw in (bits & 0xFFFFFFFF, bits >> 32):
-            wanted = bounds[-1] + int((stop - start) * (0.25 + 0.25 * (draw * 2.0**-32)))
-            ends = [end for end in self.ends_within(start, wanted) if end > bounds[-1]]
-            bounds.append(ends[-1] if ends else wanted)
+            part = int((stop - start) * (0.25 + 0.25 * (draw * 2.0**-32)))
+            bounds.append(bounds[-1] + part)
         bounds.append(stop)
         made = [
             Sequence([*self.cls(), *self.text(first, last)]) for first, last in pairwise(bounds)
