@@ -70,8 +70,6 @@ def masked_row(
         masked_positions=places.astype(np.int64),
         masked_labels=labels,
         pair_labels=np.zeros(1, dtype=np.int64),
-        position_ids=np.arange(num_slots, dtype=np.int32),
-        sequence_ids=np.zeros(num_slots, dtype=np.int32),
         asked_slots=np.zeros((0, 2), dtype=np.int64),
         asked_labels=np.zeros(0, dtype=np.uint32),
         asked_tasks=np.zeros(0, dtype=np.uint8),

@@ -24,7 +24,7 @@ from data.lanes import (
     rows_of_batch,
 )
 from data.masking import Vocabulary
-from data.rows import ROWS_AT_ONCE, Row, make_rows, plan_rows
+from data.rows import Row, make_rows, plan_rows, rows_at_once
 from data.shards import Dataset
 
 
@@ -193,8 +193,9 @@ def heldout_rows(dataset: Dataset, config: DataConfig, seed: int, num_rows: int)
         key = stable_hash64(seed, "heldout", index)
         block = dataset.read_block(index)
         plan = plan_rows(block, config.sequence_length, config.packing, key, mixture)
-        for first in range(0, plan.num_rows, ROWS_AT_ONCE):
-            numbers = range(first, min(first + ROWS_AT_ONCE, plan.num_rows))
+        at_once = rows_at_once(config.sequence_length)
+        for first in range(0, plan.num_rows, at_once):
+            numbers = range(first, min(first + at_once, plan.num_rows))
             rows = make_rows(block, plan, numbers, vocabulary, masking, key)
             yield from map(rows.row, range(len(numbers)))
 

@@ -12,6 +12,7 @@ from data.pairs import UNLABELLED
 from data.rows import Row
 
 STARTS_AT_ONCE = 64  # Batch.sequence_starts is as long as a multiple of this
+FIRST_ASKED = Row._fields.index("asked_slots")
 OF_TWO_SLOTS = ("relative", "cpc")
 
 
@@ -79,7 +80,7 @@ def collate(
 
     mixture: that the rows were made with.
     """
-    joined = Row(*map(np.concatenate, zip(*rows, strict=True)))
+    joined = _joined(rows)
     num_filled = np.array([len(row.input_ids) for row in rows])
     filled = np.arange(sequence_length) < num_filled[:, None]
 
@@ -92,19 +93,35 @@ def collate(
     lengths = joined.sequence_lengths
     shift = offsets - (np.cumsum(num_filled) - num_filled)
     starts = np.cumsum(lengths) - lengths
-    sequence_rows = np.repeat(np.arange(len(rows)), [len(row.sequence_lengths) for row in rows])
+    position_ids = np.arange(int(num_filled.sum())) - np.repeat(starts, lengths)
+    num_sequences = np.array([len(row.sequence_lengths) for row in rows])
+    sequence_rows = np.repeat(np.arange(len(rows)), num_sequences)
+    in_row = np.arange(len(lengths)) - (np.cumsum(num_sequences) - num_sequences)[sequence_rows]
     starts += shift[sequence_rows]
     return Batch(
         padded(joined.input_ids, pad_id),
         padded(joined.token_type_ids, 0),
-        padded(joined.position_ids, 0),
-        padded(joined.sequence_ids, -1, np.int32),
+        padded(position_ids, 0),
+        padded(np.repeat(in_row, lengths), -1, np.int32),
         _targets(rows, joined, offsets, starts, mixture),
         _segment_starts(starts, num_filled, sequence_length),
         padded(joined.seen, sequence_length - 1, np.int32) if mixture.is_causal else None,
         sequence_lengths=lengths,
         sequence_rows=sequence_rows,
         rows_digest=wrap_int64(sum(map(Row.digest, rows, numbers))),
+    )
+
+
+def _joined(rows: list[Row]) -> Row:
+    """Each field of all rows. Most rows ask for nothing besides, which is not worth joining."""
+    fields = zip(*rows, strict=True)
+    return Row(
+        *(
+            arrays[0]
+            if number >= FIRST_ASKED and not any(map(len, arrays))
+            else np.concatenate(arrays)
+            for number, arrays in enumerate(fields)
+        )
     )
 
 
@@ -119,7 +136,6 @@ def _targets(
         return np.repeat(values, [len(getattr(row, field)) for row in rows])
 
     masked = joined.masked_positions + repeated(offsets, "masked_positions")
-    asked = joined.asked_slots + repeated(offsets, "asked_labels")[:, None]
     masked_tasks = {recipe.masked_task for recipe in mixture.recipes}
     targets = {}
     for task in mixture.tasks:
@@ -135,8 +151,8 @@ def _targets(
             index, labels = starts[own], joined.pair_labels[own]
         else:
             own = joined.asked_tasks == TASKS.index(task)
-            index, labels = asked[own], joined.asked_labels[own]
-            index = index if task in OF_TWO_SLOTS else index[:, 0]
+            index = joined.asked_slots[own] + repeated(offsets, "asked_labels")[own, None]
+            index, labels = index if task in OF_TWO_SLOTS else index[:, 0], joined.asked_labels[own]
         targets[task] = Target(
             torch.from_numpy(np.ascontiguousarray(index)),
             torch.from_numpy(labels.astype(np.int64, copy=False)),

@@ -28,13 +28,18 @@ def stable_hash64(*parts: int | str | bytes) -> int:
 
 
 def mix64(x: np.ndarray) -> np.ndarray:
-    """The splitmix64 finaliser (Steele et al. 2014), element by element. x: uint64, any shape."""
-    x = x.astype(np.uint64, copy=True)
-    x ^= x >> np.uint64(30)
+    """The splitmix64 finaliser (Steele et al. 2014), element by element. x: uint64, of one axis or more."""
+    return mix64_in_place(x.copy())
+
+
+def mix64_in_place(x: np.ndarray) -> np.ndarray:
+    """`mix64` of an array that nobody else needs: large ones take longer to allocate than to fill."""
+    shifted = x >> np.uint64(30)
+    x ^= shifted
     x *= np.uint64(0xBF58476D1CE4E5B9)
-    x ^= x >> np.uint64(27)
+    x ^= np.right_shift(x, np.uint64(27), out=shifted)
     x *= np.uint64(0x94D049BB133111EB)
-    x ^= x >> np.uint64(31)
+    x ^= np.right_shift(x, np.uint64(31), out=shifted)
     return x
 
 

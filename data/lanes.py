@@ -20,7 +20,7 @@ import numpy as np
 from data.hashing import permute, stable_hash64
 from data.masking import MASK_SHARE, RANDOM_SHARE, Masking, Vocabulary
 from data.objectives import DEFAULT_RECIPE, Mixture, read_mixture
-from data.rows import ROWS_AT_ONCE, Row, RowPlan, Rows, make_rows, plan_rows
+from data.rows import Row, RowPlan, Rows, make_rows, plan_rows, rows_at_once
 from data.shards import Block, DamagedBlock, Dataset
 from data.sources import MAX_WEIGHT_SUM, pick_source, training_sources
 from data.storage import StorageOptions
@@ -170,6 +170,7 @@ class Lanes:
         self.dataset, self.config, self.seed = dataset, config, seed
         self.vocabulary = Vocabulary.of(dataset.special_ids, dataset.vocab_size)
         self.mixture, self.masking = config.mixture, config.masking
+        self._at_once = rows_at_once(config.sequence_length)
         self.sources, self.blocks = training_sources(dataset, config.weights)
         self.damage = list(state.damage)
         self._check_state(state)
@@ -195,9 +196,10 @@ class Lanes:
         """Row `number` of the run."""
         lane, window = self._pass(number)
         cursor = self._cursors[lane]
-        if window.rows is None or not 0 <= cursor.row - window.first < ROWS_AT_ONCE:
-            window.first = cursor.row - cursor.row % ROWS_AT_ONCE
-            stop = min(window.first + ROWS_AT_ONCE, window.plan.num_rows)
+        at_once = self._at_once
+        if window.rows is None or not 0 <= cursor.row - window.first < at_once:
+            window.first = cursor.row - cursor.row % at_once
+            stop = min(window.first + at_once, window.plan.num_rows)
             window.rows = make_rows(
                 window.block,
                 window.plan,

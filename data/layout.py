@@ -12,7 +12,7 @@ import xxhash
 
 from data.lanes import check_division, rows_of_batch
 from data.rehearsal import Windows, estimated_pairs, estimated_rows
-from data.rows import ROWS_AT_ONCE
+from data.rows import rows_at_once
 
 PAIR_BYTES = 56  # six int64 of data.pairs.Pairs and one of RowPlan.order
 ROW_BYTES = 8  # RowPlan.starts
@@ -135,12 +135,15 @@ def reader_memory(
 ) -> ReaderMemory:
     """What the blocks, plans and rows of a rank's open lanes take, with the largest of the blocks.
 
-    lane = bytes of the block + PAIR_BYTES x pairs + ROW_BYTES x rows + ROWS_AT_ONCE x slots x SLOT_BYTES
+    lane = bytes of the block + PAIR_BYTES x pairs + ROW_BYTES x rows + rows at once x slots x SLOT_BYTES
     """
     pairs = estimated_pairs(table, sequence_length)
     rows = estimated_rows(table, sequence_length, packing)
     plan = PAIR_BYTES * pairs + ROW_BYTES * rows
-    lane = int((table["nbytes"] + plan).max()) + ROWS_AT_ONCE * sequence_length * SLOT_BYTES
+    lane = (
+        int((table["nbytes"] + plan).max())
+        + rows_at_once(sequence_length) * sequence_length * SLOT_BYTES
+    )
     readers = lane_readers(layout)
     batch = layout.micro_batch_size * sequence_length * BATCH_SLOT_BYTES
     ready = PREFETCHED * layout.num_workers * batch

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.hashing import GOLDEN, hash_positions, mix64
+from data.hashing import GOLDEN, hash_positions, mix64, mix64_in_place
 
 MASK_SHARE, RANDOM_SHARE = 0.8, 0.1  # the rest keeps its token (Devlin et al. 2019, appendix A.1)
 HASH_SHIFT = 24  # tokens are chosen by the upper 40 bits of their hash; ties by position
@@ -81,6 +81,8 @@ class Text(NamedTuple):
 
     def of_rows(self, is_chosen: np.ndarray) -> "Text":
         """The text of some of the rows. is_chosen: bool [num_rows]."""
+        if is_chosen.all():
+            return self
         counts = np.diff(np.searchsorted(self.slots, self.row_starts))
         return self._replace(slots=self.slots[np.repeat(is_chosen, counts)])
 
@@ -96,18 +98,26 @@ def mask_rows(
     slots, row_starts, keys = text
     text_starts = np.searchsorted(slots, row_starts)
     num_text = np.diff(text_starts)
+    num_masked = _budget(num_text, masking.fraction)
     position = (slots - np.repeat(row_starts[:-1], num_text)).view(np.uint64)
     hashes = hash_slots(np.repeat(keys, num_text), position)
-    # one sort for all rows: by row, then hash, then position, which it carries along
     hashes >>= np.uint64(HASH_SHIFT)
+    # what is masked is nearly always below this: the others need no sorting
+    likely = (num_masked + 5 * np.sqrt(num_masked) + 5) / np.maximum(num_text, 1)
+    low = np.flatnonzero(hashes < np.uint64(min(1.0, likely.max(initial=0)) * 2.0**40))
+    num_low = np.diff(np.searchsorted(low, text_starts))
+    if (num_low >= num_masked).all():
+        hashes, position = hashes[low], position[low]
+    else:
+        num_low = num_text
+    # one sort for all rows: by row, then hash, then position, which it carries along
     hashes <<= np.uint64(16)
     hashes |= position
-    hashes |= np.repeat(np.arange(len(num_text), dtype=np.uint64) << np.uint64(56), num_text)
+    hashes |= np.repeat(np.arange(len(num_low), dtype=np.uint64) << np.uint64(56), num_low)
     hashes.sort()
-    num_masked = _budget(num_text, masking.fraction)
-    ends = np.cumsum(num_masked)
     row = np.repeat(np.arange(len(num_masked)), num_masked)
-    taken = np.arange(len(row)) + (text_starts[:-1] - (ends - num_masked))[row]
+    shift = np.cumsum(num_low) - num_low - (np.cumsum(num_masked) - num_masked)
+    taken = np.arange(len(row)) + shift[row]
     masked = np.sort((hashes[taken] & np.uint64(0xFFFF)).astype(np.int64) + row_starts[row])
     labels = ids[masked]
     chosen = hash_slots(keys[row], (masked - row_starts[row]).astype(np.uint64))
@@ -240,7 +250,7 @@ def hash_slots(keys: np.ndarray | np.uint64, positions: np.ndarray) -> np.ndarra
     steps = positions + np.uint64(1)
     steps *= np.uint64(GOLDEN)
     steps += keys
-    return mix64(steps)
+    return mix64_in_place(steps)
 
 
 def shown_instead(
@@ -255,15 +265,15 @@ def shown_instead(
     hashes: uint64, what decides on [MASK], another token or none; token_hashes: what decides on which other
     token, if not these.
     """
-    hashes = mix64(hashes ^ np.uint64(0x5851F42D4C957F2D))
-    action = (hashes >> np.uint64(11)).astype(np.float64) * 2.0**-53
-    if token_hashes is not None:
-        hashes = mix64(token_hashes ^ np.uint64(0x5851F42D4C957F2D))
+    deciding = mix64(hashes ^ np.uint64(0x5851F42D4C957F2D))
+    action = (deciding >> np.uint64(11)) * 2.0**-53
+    shown = np.where(action < masking.mask_share, np.uint32(vocabulary.mask_id), labels)
+    random_end = masking.mask_share + masking.random_share
+    random = np.flatnonzero((action >= masking.mask_share) & (action < random_end))
+    if token_hashes is None:
+        deciding = deciding[random]
+    else:
+        deciding = mix64(token_hashes[random] ^ np.uint64(0x5851F42D4C957F2D))
     regular = vocabulary.regular_ids
-    others = regular[(mix64(hashes) % np.uint64(len(regular))).astype(np.int64)]
-    mask = np.uint32(vocabulary.mask_id)
-    return np.where(
-        action < masking.mask_share,
-        mask,
-        np.where(action < masking.mask_share + masking.random_share, others, labels),
-    )
+    shown[random] = regular[(mix64(deciding) % np.uint64(len(regular))).astype(np.int64)]
+    return shown

@@ -21,7 +21,14 @@ from data.pairs import UNLABELLED, Pairs, label_pairs, sentence_boundaries
 from data.sequences import lay_spans
 from data.shards import Block
 
-ROWS_AT_ONCE = 32  # assembled together: numpy calls cost the same for one row and for many
+SLOTS_AT_ONCE = (
+    1 << 15
+)  # numpy calls cost the same for one row and for many; more fall out of the cache
+
+
+def rows_at_once(sequence_length: int) -> int:
+    """How many rows are assembled together. No row depends on it."""
+    return min(128, max(32, SLOTS_AT_ONCE // sequence_length))
 
 
 class RowPlan(NamedTuple):
@@ -51,8 +58,6 @@ class Row(NamedTuple):
     )  # int64 [m], ascending: slots whose token, or next token, is asked for
     masked_labels: np.ndarray  # uint32 [m]
     pair_labels: np.ndarray  # int64 [s]: class of what is asked of the pair, or UNLABELLED
-    position_ids: np.ndarray  # int32 [n], from 0 in every sequence
-    sequence_ids: np.ndarray  # int32 [n]: 0, 1, ... along the row
     asked_slots: np.ndarray  # int64 [e, 2]: a slot, or two, of which a task of its own asks
     asked_labels: np.ndarray  # uint32 [e]
     asked_tasks: np.ndarray  # uint8 [e], into data.objectives.TASKS
@@ -64,7 +69,7 @@ class Row(NamedTuple):
     def digest(self, row_number: int) -> int:
         """64-bit hash of the row's content and its place in the run: equal streams, equal digests."""
         digest = xxhash.xxh3_64(row_number.to_bytes(8, "little"))
-        for array in self[:6]:  # what follows from the lengths is left out
+        for array in self[:6]:
             digest.update(array.data)
         if self.recipe[0]:
             for array in (self.recipe, self.asked_slots, self.asked_labels, self.asked_tasks):
@@ -86,8 +91,11 @@ class Rows(NamedTuple):
         slots = slice(self.starts[index], self.starts[index + 1])
         sequences = slice(self.sequence_starts[index], self.sequence_starts[index + 1])
         masked = slice(self.masked_starts[index], self.masked_starts[index + 1])
-        asked = slice(self.asked_starts[index], self.asked_starts[index + 1])
         joined = self.joined
+        asked = (joined.asked_slots, joined.asked_labels, joined.asked_tasks)
+        if len(joined.asked_labels):
+            entries = slice(self.asked_starts[index], self.asked_starts[index + 1])
+            asked = (asked[0][entries], asked[1][entries], asked[2][entries])
         return Row(
             joined.input_ids[slots],
             joined.token_type_ids[slots],
@@ -95,11 +103,7 @@ class Rows(NamedTuple):
             joined.masked_positions[masked],
             joined.masked_labels[masked],
             joined.pair_labels[sequences],
-            joined.position_ids[slots],
-            joined.sequence_ids[slots],
-            joined.asked_slots[asked],
-            joined.asked_labels[asked],
-            joined.asked_tasks[asked],
+            *asked,
             joined.seen[slots] if len(joined.seen) else joined.seen,
             joined.recipe[index : index + 1],
         )
@@ -162,9 +166,6 @@ def make_rows(
     lengths = np.diff(np.append(slots.sequence_starts, len(slots.ids)))
     row_of_sequence = row_of_pair[slots.sequence_pair]
     sequence_starts = np.searchsorted(row_of_sequence, np.arange(len(numbers) + 1))
-    in_row = np.arange(len(lengths)) - sequence_starts[row_of_sequence]
-    positions = np.arange(len(slots.ids), dtype=np.int32)
-    positions -= np.repeat(slots.sequence_starts.astype(np.int32), lengths)
     asking = Asking(block, plan.mixture.recipes, row_recipes, masking, vocabulary)
     text = Text(slots.text, slots.row_starts, _mask_keys(key, numbers))
     hidden, seen = hide(asking, slots, spans, text, plan.word_starts)
@@ -176,7 +177,6 @@ def make_rows(
         slots.ids, slots.types, lengths,
         hidden.slots - np.repeat(in_rows, np.diff(masked_starts)), hidden.labels,
         _sequence_labels(plan.pairs.label[chosen], slots.sequence_pair),
-        positions, np.repeat(in_row.astype(np.int32), lengths),
         asked.slots - np.repeat(in_rows, np.diff(asked_starts))[:, None], asked.labels, asked.tasks,
         seen, asking.recipe_keys,
     )  # fmt: skip
@@ -188,8 +188,9 @@ def make_rows(
 
 def _sequence_labels(labels: np.ndarray, sequence_pair: np.ndarray) -> np.ndarray:
     """int64 [number of sequences]: the first of a pair has the pair's label, others have none."""
-    is_first = np.diff(sequence_pair, prepend=-1) > 0
-    return np.where(is_first, labels[sequence_pair], UNLABELLED)
+    found = labels[sequence_pair]
+    found[1:][sequence_pair[1:] == sequence_pair[:-1]] = UNLABELLED
+    return found
 
 
 def _mask_keys(key: int, numbers: range) -> np.ndarray:

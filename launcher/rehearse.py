@@ -12,7 +12,6 @@ from typing import NamedTuple
 import numpy as np
 
 from data.layout import (
-    ROWS_AT_ONCE,
     check_owners,
     lane_owners,
     lane_readers,
@@ -20,6 +19,7 @@ from data.layout import (
     reader_memory,
     readings_digest,
     readings_per_window,
+    rows_at_once,
 )
 from data.rehearsal import (
     Streams,
@@ -204,9 +204,10 @@ def _memory(rehearsal: Rehearsal) -> str:
         ["worker", str(int(readers.sum(axis=1).max())), bytes_text(memory.worker)],
         ["rank", str(int(readers.sum())), bytes_text(memory.rank)],
     ]
+    at_once = rows_at_once(data.sequence_length)
     text = (
         "Memory: an open lane holds its block, 56 B a pair, 8 B a row, and "
-        f"{ROWS_AT_ONCE} assembled rows of 14 B a slot;\na rank also 2 micro-batches a worker. "
+        f"{at_once} assembled rows of 14 B a slot;\na rank also 2 micro-batches a worker. "
         "Python and torch themselves are not counted.\n"
     )
     text += text_table(["per", "open lanes", "most"], rows)

@@ -382,8 +382,6 @@ def make_row(
         np.array(sorted(labels), dtype=np.int64),
         np.array([labels[slot] for slot in sorted(labels)], dtype=np.uint32),
         np.array([sequence.label for sequence in sequences], dtype=np.int64),
-        np.array([place for size in sizes for place in range(size)], dtype=np.int32),
-        np.repeat(np.arange(len(sizes), dtype=np.int32), sizes),
         np.array([pair[1:3] for pair in asked], dtype=np.int64).reshape(-1, 2),
         np.array([label for *_, label in asked], dtype=np.uint32),
         np.array([TASKS.index(task) for task, *_ in asked], dtype=np.uint8),

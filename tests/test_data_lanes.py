@@ -191,6 +191,13 @@ def test_batch_layout(config: DataConfig) -> None:
     assert masked.labels.min() >= 5  # no special token is ever to be predicted
     assert len(masked.labels) / batch.num_tokens == pytest.approx(0.14, abs=0.02)
     assert batch.num_labels == {"mlm": len(masked.labels), "nsp": len(pairs.labels)}
+    for row in range(8):
+        of_slot = batch.sequence_ids[row][filled[row]]
+        places = [int((of_slot[:slot] == own).sum()) for slot, own in enumerate(of_slot)]
+        assert batch.position_ids[row][filled[row]].tolist() == places
+        assert (of_slot.diff() >= 0).all() and of_slot.unique().tolist() == list(
+            range(of_slot[-1] + 1)
+        )
     lengths = [int((batch.sequence_ids[r] == s).sum()) for r in range(8) for s in range(64)]
     assert batch.sequence_lengths.tolist() == [length for length in lengths if length]
 
