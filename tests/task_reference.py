@@ -92,7 +92,7 @@ class Reference:
         return transformed @ words.t() + head.decoder.bias
 
     def losses(self, batch: dict[str, Any], tasks: tuple[str, ...]) -> dict[str, torch.Tensor]:
-        """Of each task. The generator's samples are drawn by the default generator of torch, as the model does."""
+        """Of each task. The generator's samples are drawn by torch's default generator, as the model's."""
         found, targets, model = {}, batch["targets"], self.model
         if "rtd" in tasks:
             index, labels = targets["rtd_generator"]

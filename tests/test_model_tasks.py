@@ -36,7 +36,7 @@ Batch = dict[str, Any]
 
 
 def batch_of_all() -> Batch:
-    """Six rows, each with its own tasks; row 4 is causal, row 5 has prefixes, rows 2 and 3 have replaced tokens."""
+    """Six rows: 4 is causal, 5 has prefixes, 2 and 3 have replaced tokens."""
     batch = packed_batch(LENGTHS, row_length=LENGTH)
     draw = torch.Generator().manual_seed(11)
     ids, positions = batch["sequence_ids"], batch["position_ids"]
