@@ -1,4 +1,4 @@
-"""Two real ranks whose micro-batches have different tasks, under ZeRO: nobody waits, and all is as in one process."""
+"""Two real ranks whose micro-batches have different tasks, under ZeRO: none waits, all is as in one process."""
 
 import json
 import subprocess
