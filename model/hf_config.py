@@ -10,7 +10,7 @@ from typing import Any
 
 from model.config import Architecture, ModelConfig
 from model.hf_kinds import ARCHITECTURE_OF, CLASSES
-from model.tasks import OF_REPLACED_TOKENS
+from model.tasks import OF_REPLACED_TOKENS, TASKS
 
 OURS = "cloze"  # key of config.json: which tasks there are, where they are not the default
 MAX_JSON_BYTES = 1 << 25
@@ -125,6 +125,8 @@ def _heads(raw: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
     divisor = given.get("generator_divisor") if isinstance(given, dict) else None
     if not isinstance(tasks, list) or not all(isinstance(task, str) for task in tasks):
         problems.append(f"{OURS} names no tasks: {str(given)[:100]!r}")
+    elif len(tasks) > len(TASKS):
+        problems.append(f"{OURS} names {len(tasks)} tasks, there are {len(TASKS)}")
     elif not _fits(1, divisor):
         problems.append(f"generator_divisor cannot be {str(divisor)[:100]!r}")
     else:

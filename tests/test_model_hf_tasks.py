@@ -157,6 +157,7 @@ def test_damaged_heads_are_refused(tmp_path: Path) -> None:
     config = tmp_path / "config.json"
     for wrong, message in (
         ({"tasks": "mlm"}, "cloze names no tasks"),
+        ({"tasks": [f"task{n}" for n in range(99)]}, "cloze names 99 tasks, there are 19"),
         ({"tasks": ["mlm", "nso"], "generator_divisor": 4}, "task 'nso' is not one of"),
         ({"tasks": ["mlm"], "generator_divisor": "4"}, "generator_divisor cannot be '4'"),
     ):
