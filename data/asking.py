@@ -112,7 +112,8 @@ def _prefixes(asking: Asking, slots: Slots, spans: Spans, text: Text) -> np.ndar
     if (rows := asking.rows_hidden_by("clm")) is not None:
         prefixes[rows[row]] = 0
     if (rows := asking.rows_hidden_by("prefix_lm")) is not None:
-        draw = mix64(text.keys[row] ^ starts.astype(np.uint64) ^ np.uint64(stable_hash64("prefix")))
+        in_row = (starts - text.row_starts[row]).astype(np.uint64)
+        draw = mix64(text.keys[row] ^ in_row ^ np.uint64(stable_hash64("prefix")))
         drawn = 1 + (draw % np.maximum(num_text - 1, 1).astype(np.uint64)).astype(np.int64)
         prefixes = np.where(rows[row], np.where(num_text > 1, drawn, 0), prefixes)
     if (rows := asking.rows_hidden_by("denoise")) is not None:
@@ -180,7 +181,9 @@ def _ask_of_sentences(
         own = slots.sequence_starts[asking.rows_with([r.contrastive for r in recipes])[row]]
         parts.append(("contrastive", own, own, np.zeros(len(own), np.uint32)))
     if any(recipe.cpc for recipe in recipes):
-        follows = np.flatnonzero(np.diff(slots.sequence_pair) == 0)  # two sequences of one pair
-        context, target = slots.sequence_starts[follows], slots.sequence_starts[follows + 1]
-        parts.append(("cpc", context, target, np.zeros(len(follows), np.uint32)))
+        is_cpc = asking.rows_with([recipe.cpc for recipe in recipes])[row]
+        is_first = np.diff(slots.sequence_pair, prepend=-1) > 0
+        contexts = np.flatnonzero(is_cpc & is_first & ~np.append(is_first[1:], True))
+        context, target = slots.sequence_starts[contexts], slots.sequence_starts[contexts + 1]
+        parts.append(("cpc", context, target, np.zeros(len(contexts), np.uint32)))
     return parts

@@ -66,7 +66,7 @@ def cut_documents(block: Block, lengths: Lengths, packing: bool, key: int) -> Cu
         while start < stop:
             first = bisect_right(sentence_ends, start, lo=first)
             room, row, length = rows.take(stop - start)
-            a_end = _meeting(sentence_ends, first, start, length, SHARES_OF_A[bits & 3])
+            a_end = meeting(sentence_ends, first, start, length, SHARES_OF_A[bits & 3])
             b_length, set_aside, group = _second(
                 start + length - a_end, stop == start + length, lengths
             )
@@ -133,7 +133,7 @@ class _Rows:
                 self._open.pop(0)
 
 
-def _meeting(ends: list[int], first: int, start: int, length: int, share: float) -> int:
+def meeting(ends: list[int], first: int, start: int, length: int, share: float) -> int:
     """Where A ends and B begins: the last sentence end within A's share of a pair, else the next one.
 
     ends: cumulative sentence ends; first: the sentence that `start` lies in. A sentence that leaves

@@ -9,17 +9,19 @@ What a label means:
     nsp         0 B follows A, 1 B is of another document (Devlin et al. 2019, 3.1)
     sop         0 A then B, 1 B then A (Lan et al. 2020, 3.1)
     order       0 B follows A, 1 B precedes A, 2 B is of another document (Wang et al. 2020, 2.2)
-    distance    0 B follows A, 1 B is from elsewhere in the document, 2 of another (Sun et al. 2020, 4.2.2)
+    distance    0 B follows A, 1 B comes later in the document, 2 B is of another (Sun et al. 2020, 4.2.2)
 
-A pair is cut out of its document at any token, so that rows are full. Where A and B change places, what lies
-outside their whole sentences stays where it is, at the row's two ends: else the half sentences would tell.
+Nothing but the text tells a class: neither lengths nor where sentences are cut. A pair is cut out of its
+document at any token, so that rows are full. Where A and B change places, what lies outside their whole
+sentences stays where it is, at the sequence's two ends: else the half sentences would tell. A pair of which
+not every class could be made is left unlabelled.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
-from data.cutting import NUM_SPECIAL, Cut, Lengths, cut_documents
+from data.cutting import NUM_SPECIAL, SHARES_OF_A, Cut, Lengths, cut_documents, meeting
 from data.hashing import hash_positions, mix64, stable_hash64
 from data.objectives import PAIRED
 from data.shards import Block
@@ -27,7 +29,7 @@ from data.shards import Block
 IS_NEXT, IS_RANDOM, UNLABELLED = 0, 1, -1  # as in transformers; UNLABELLED: nothing is asked
 IS_SWAPPED = 1  # of sop
 ORDER_NEXT, ORDER_PREVIOUS, ORDER_RANDOM = 0, 1, 2
-DISTANCE_NEXT, DISTANCE_SAME_DOCUMENT, DISTANCE_RANDOM = 0, 1, 2
+DISTANCE_NEXT, DISTANCE_LATER, DISTANCE_RANDOM = 0, 1, 2
 NSP = PAIRED.index("nsp")
 THIRD = 1 / 3
 
@@ -41,7 +43,8 @@ class Pairs(NamedTuple):
     b_length: np.ndarray  # int64; 0 where a single token was left: [CLS] A [SEP], no label
     label: np.ndarray  # int64: class of what is asked of the pair, or UNLABELLED
     row: np.ndarray  # int64: pairs of one row lie in it together
-    is_swapped: np.ndarray  # bool: the whole sentences of B come before those of A
+    is_swapped: np.ndarray  # bool. sop, order: the whole sentences of B come before those of A;
+    # distance: the first half of A is shown before B, and not the second
 
     @property
     def lengths(self) -> np.ndarray:
@@ -64,52 +67,143 @@ def sentence_boundaries(block: Block) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(block.sentence_lengths, dtype=np.int64)])
 
 
+class _Labelling(NamedTuple):
+    """What the labels of a block's pairs are made from. All arrays but boundaries are [num_pairs]."""
+
+    pairs: Pairs  # changed in place
+    group: np.ndarray  # int64: pairs of one group may exchange their B
+    document: np.ndarray  # uint64: id of the document that each is of
+    boundaries: np.ndarray  # of `sentence_boundaries`
+
+
 def label_pairs(
     block: Block, cut: Cut, asked: np.ndarray, boundaries: np.ndarray, key: int
 ) -> Pairs:
     """Decide what each pair shows, and the answer to what is asked of it.
 
     asked: int64 [num_pairs], index into PAIRED, or -1 where nothing is asked: the pair then is the text as
-    it stands. boundaries: of `sentence_boundaries`.
+    it stands. boundaries: of `sentence_boundaries`; nsp needs none.
     """
     pairs = Pairs(
         cut.a_start, cut.a_length.copy(), cut.a_start + cut.a_length, cut.b_length.copy(),
         np.full(len(cut.row), UNLABELLED), cut.row, np.zeros(len(cut.row), dtype=bool),
     )  # fmt: skip
-    documents = block.document_ids[cut.document]
+    labelling = _Labelling(pairs, cut.group, block.document_ids[cut.document], boundaries)
     for index, name in enumerate(PAIRED):
-        chosen = np.flatnonzero((asked == index) & (cut.b_length > 0))
+        is_chosen = asked == index
+        chosen = np.flatnonzero(is_chosen & (cut.b_length > 0))
         if len(chosen):
             own_key = stable_hash64(key, name)
             if name == "nsp":
-                pairs.label[chosen] = IS_NEXT
-                receivers = _give_other(pairs, cut.group, documents, chosen, 0.5, own_key)
-                pairs.label[receivers] = IS_RANDOM
-            elif name == "distance":
-                _distance(pairs, cut.group, documents, chosen, own_key)
+                _nsp(labelling, chosen, bool(is_chosen.all()), own_key)
+            elif name == "sop":
+                _sop(labelling, chosen, own_key)
+            elif name == "order":
+                _order(labelling, chosen, own_key)
             else:
-                chosen = chosen[num_inner_boundaries(pairs, chosen, boundaries) > 0]
-                _order(pairs, cut.group, documents, chosen, (name, boundaries, own_key))
+                _distance(labelling, chosen, own_key)
     return pairs
 
 
-def num_inner_boundaries(pairs: Pairs, chosen: np.ndarray, boundaries: np.ndarray) -> np.ndarray:
-    """int64: sentence ends between the first and the last one within each pair, where it can be parted."""
-    stop = pairs.a_start[chosen] + pairs.a_length[chosen] + pairs.b_length[chosen]
-    first = np.searchsorted(boundaries, pairs.a_start[chosen])
+def _nsp(labelling: _Labelling, chosen: np.ndarray, is_whole_block: bool, key: int) -> None:
+    """Half get a random B.
+
+    Where every pair of the block is asked, nearly all find a partner, and the few others are labelled, too.
+    """
+    if not is_whole_block:
+        chosen = chosen[_has_partner(labelling.group[chosen], labelling.document[chosen])]
+    labelling.pairs.label[chosen] = IS_NEXT
+    receivers = _give_other(labelling, chosen, 0.5, key)
+    labelling.pairs.label[receivers] = IS_RANDOM
+
+
+def _sop(labelling: _Labelling, chosen: np.ndarray, key: int) -> None:
+    """Half are swapped. A and B meet at any inner sentence end alike, so no length tells which."""
+    pairs, _, _, boundaries = labelling
+    hashes = hash_positions(key, len(pairs.row))
+    start, stop = _ends(pairs)
+    chosen = chosen[num_inner_boundaries(start[chosen], stop[chosen], boundaries) > 0]
+    start, stop, hashes = start[chosen], stop[chosen], hashes[chosen]
+    _meet(pairs, chosen, any_inner_boundary(start, stop, boundaries, hashes >> np.uint64(1)))
+    pairs.is_swapped[chosen] = _is_set(hashes)
+    pairs.label[chosen] = np.where(_is_set(hashes), IS_SWAPPED, ORDER_NEXT)
+
+
+def _order(labelling: _Labelling, chosen: np.ndarray, key: int) -> None:
+    """A third gets a B of another document; half of the rest is swapped.
+
+    The first segment of a swapped pair ends where the cut would have ended it, had the sentences stood in the
+    order in which they are shown. So it is as long in all three classes, if both that end and the pair's own
+    leave whole sentences on either side; other pairs are not asked.
+    """
+    pairs, group, document, boundaries = labelling
+    start, stop = _ends(pairs)
+    hashes = hash_positions(key, len(pairs.row))
+    first, last = whole_sentences(pairs, chosen, boundaries)
+    own = pairs.b_start[chosen]
+    is_inner = (own > first) & (own < last) & (boundaries[np.searchsorted(boundaries, own)] == own)
+    chosen = chosen[is_inner]
+    swapped_meeting = np.array(
+        [
+            _meeting_if_swapped(boundaries, *pair)
+            for pair in zip(
+                start[chosen].tolist(), stop[chosen].tolist(), hashes[chosen].tolist(), strict=True
+            )
+        ],
+        dtype=np.int64,
+    )
+    chosen, swapped_meeting = chosen[swapped_meeting > 0], swapped_meeting[swapped_meeting > 0]
+    has_partner = _has_partner(group[chosen], document[chosen])
+    chosen, swapped_meeting = chosen[has_partner], swapped_meeting[has_partner]
+    pairs.label[chosen] = ORDER_NEXT
+    receivers = _give_other(labelling, chosen, THIRD, stable_hash64(key, "other"))
+    pairs.label[receivers] = ORDER_RANDOM
+    is_swapped = _is_set(hashes[chosen]) & (pairs.label[chosen] == ORDER_NEXT)
+    _meet(pairs, chosen[is_swapped], swapped_meeting[is_swapped])
+    pairs.is_swapped[chosen[is_swapped]] = True
+    pairs.label[chosen[is_swapped]] = ORDER_PREVIOUS
+
+
+def _meeting_if_swapped(boundaries: np.ndarray, start: int, stop: int, bits: int) -> int:
+    """Where A ends and B begins, so that the cut's own rule ends the first segment of the swapped pair.
+
+    start, stop: of the pair; bits: 64, what A's share is drawn by. 0 where A or B has no whole sentence.
+    """
+    first = np.searchsorted(boundaries, start)
     last = np.searchsorted(boundaries, stop, side="right") - 1
-    return last - first - 1
+    inner = boundaries[first : last + 1]
+    head = int(inner[0]) - start  # of the sentence that the pair begins in
+    shown_ends = (
+        head + int(inner[-1]) - inner[::-1]
+    )  # head, then the sentences from the last one on
+    ends = shown_ends[0 if head else 1 :].tolist()
+    share = SHARES_OF_A[bits >> 1 & 3]
+    end = meeting(ends, 0, 0, stop - start, share)
+    found = int(inner[-1]) + head - end
+    is_inner = inner[0] < found < inner[-1] and found in inner
+    return found if is_inner else 0
 
 
-def _give_other(
-    pairs: Pairs,
-    group: np.ndarray,
-    document: np.ndarray,
-    chosen: np.ndarray,
-    share: float,
-    key: int,
-) -> np.ndarray:
+def _distance(labelling: _Labelling, chosen: np.ndarray, key: int) -> None:
+    """A third gets a B of another document. Of A, one half is shown before B: the one that it follows, or not.
+
+    A's sentences are as long on either side of where it is parted; B's are not, for a long one often begins it.
+    """
+    pairs, group, document, boundaries = labelling
+    start, stop = pairs.a_start[chosen], pairs.b_start[chosen]
+    is_sentence_end = boundaries[np.searchsorted(boundaries, stop)] == stop
+    chosen = chosen[is_sentence_end & (num_inner_boundaries(start, stop, boundaries) > 0)]
+    chosen = chosen[_has_partner(group[chosen], document[chosen])]
+    hashes = hash_positions(key, len(pairs.row))[chosen]
+    pairs.is_swapped[chosen] = _is_set(hashes)
+    pairs.label[chosen] = np.where(_is_set(hashes), DISTANCE_LATER, DISTANCE_NEXT)
+    receivers = _give_other(labelling, chosen, THIRD, stable_hash64(key, "other"))
+    pairs.label[receivers] = DISTANCE_RANDOM
+
+
+def _give_other(labelling: _Labelling, chosen: np.ndarray, share: float, key: int) -> np.ndarray:
     """Let a share of the chosen pairs exchange their B with pairs of other documents; those that did."""
+    pairs, group, document, _ = labelling
     receivers, givers = _exchange(group[chosen], document[chosen], share, key)
     receivers, givers = chosen[receivers], chosen[givers]
     pairs.b_start[receivers], pairs.b_length[receivers] = (
@@ -119,69 +213,44 @@ def _give_other(
     return receivers
 
 
-def _distance(
-    pairs: Pairs, group: np.ndarray, document: np.ndarray, chosen: np.ndarray, key: int
-) -> None:
-    """A third gets a B of another document; of the rest, half one of the same document, where it has one."""
-    pairs.label[chosen] = DISTANCE_NEXT
-    receivers = _give_other(pairs, group, document, chosen, THIRD, stable_hash64(key, "other"))
-    pairs.label[receivers] = DISTANCE_RANDOM
-    rest = chosen[pairs.label[chosen] == DISTANCE_NEXT]
-    both = np.stack([group[rest].astype(np.uint64), document[rest].astype(np.uint64)], axis=1)
-    in_one = np.zeros(len(group), dtype=np.int64)
-    in_one[rest] = np.unique(both, axis=0, return_inverse=True)[1].reshape(-1)
-    every_pair = np.arange(len(group), dtype=np.uint64)  # each stands for a document of its own
-    receivers = _give_other(pairs, in_one, every_pair, rest, 0.5, stable_hash64(key, "same"))
-    pairs.label[receivers] = DISTANCE_SAME_DOCUMENT
+def _has_partner(group: np.ndarray, document: np.ndarray) -> np.ndarray:
+    """bool: pairs whose group has another document. Else rare lengths would tell that B is the pair's own."""
+    groups, index = np.unique(group, return_inverse=True)
+    least = np.full(len(groups), np.iinfo(np.uint64).max)
+    most = np.zeros(len(groups), dtype=np.uint64)
+    np.minimum.at(least, index, document)
+    np.maximum.at(most, index, document)
+    return (least < most)[index]
 
 
-def _order(
-    pairs: Pairs,
-    group: np.ndarray,
-    document: np.ndarray,
-    chosen: np.ndarray,
-    what: tuple[str, np.ndarray, int],
-) -> None:
-    """sop: half of the pairs are swapped. order: a third each is as it is, swapped, and of two documents.
+def _ends(pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
+    """(start, stop): token offsets of all pairs whose B is their own."""
+    return pairs.a_start, pairs.b_start + pairs.b_length
 
-    The cut makes B longer than A on average, so half of all pairs, by hash, meet where that is the other
-    way round, and half of those of two documents are swapped, too: no length tells a class.
-    """
-    name, boundaries, key = what
-    hashes = hash_positions(key, len(pairs.row))[chosen]
-    pairs.label[chosen] = ORDER_NEXT
-    if name == "order":
-        other = _give_other(pairs, group, document, chosen, THIRD, stable_hash64(key, "other"))
-        pairs.label[other] = ORDER_RANDOM
-        flips = _is_set(hash_positions(stable_hash64(key, "flip"), len(pairs.row))[other])
-        swapped = other[flips & _can_swap(pairs, other, boundaries)]
-        pairs.is_swapped[swapped] = True
-        keep = pairs.label[chosen] != ORDER_RANDOM
-        chosen, hashes = chosen[keep], hashes[keep]
-    start, length = pairs.a_start[chosen], pairs.a_length[chosen]
-    stop = start + length + pairs.b_length[chosen]
-    mirrored = (hashes >> np.uint64(1)) & np.uint64(1) == 0
-    met = _nearest_inner(np.where(mirrored, stop - length, start + length), start, stop, boundaries)
-    pairs.a_length[chosen], pairs.b_start[chosen] = met - start, met
-    pairs.b_length[chosen] = stop - met
-    swapped = chosen[_is_set(hashes)]
-    pairs.is_swapped[swapped] = True
-    pairs.label[swapped] = IS_SWAPPED if name == "sop" else ORDER_PREVIOUS
+
+def _meet(pairs: Pairs, chosen: np.ndarray, at: np.ndarray) -> None:
+    """Let A of the chosen pairs end, and B begin, elsewhere."""
+    stop = pairs.b_start[chosen] + pairs.b_length[chosen]
+    pairs.a_length[chosen] = at - pairs.a_start[chosen]
+    pairs.b_start[chosen], pairs.b_length[chosen] = at, stop - at
 
 
 def _is_set(hashes: np.ndarray) -> np.ndarray:
     return hashes & np.uint64(1) == 1
 
 
-def _nearest_inner(
-    wanted: np.ndarray, start: np.ndarray, stop: np.ndarray, boundaries: np.ndarray
-) -> np.ndarray:
-    """The sentence end nearest to `wanted` that has a whole sentence of [start, stop) on either side."""
+def num_inner_boundaries(start: np.ndarray, stop: np.ndarray, boundaries: np.ndarray) -> np.ndarray:
+    """int64: sentence ends between the first and the last one in [start, stop), where it can be parted."""
     first = np.searchsorted(boundaries, start)
-    last = np.searchsorted(boundaries, stop, side="right") - 1
-    after = np.searchsorted(boundaries, wanted).clip(1, len(boundaries) - 1)
-    nearer = wanted - boundaries[after - 1] < boundaries[after] - wanted
-    return boundaries[np.clip(after - nearer, first + 1, last - 1)]
+    return np.searchsorted(boundaries, stop, side="right") - 2 - first
+
+
+def any_inner_boundary(
+    start: np.ndarray, stop: np.ndarray, boundaries: np.ndarray, hashes: np.ndarray
+) -> np.ndarray:
+    """One of those sentence ends, of which there must be one, all with the same chance by hash."""
+    count = num_inner_boundaries(start, stop, boundaries).astype(np.uint64)
+    return boundaries[np.searchsorted(boundaries, start) + 1 + (hashes % count).astype(np.int64)]
 
 
 def whole_sentences(
@@ -192,12 +261,6 @@ def whole_sentences(
     first = boundaries[np.searchsorted(boundaries, pairs.a_start[chosen])]
     last = boundaries[np.searchsorted(boundaries, b_stop, side="right") - 1]
     return first, last
-
-
-def _can_swap(pairs: Pairs, chosen: np.ndarray, boundaries: np.ndarray) -> np.ndarray:
-    """bool: A and B each have a whole sentence."""
-    first, last = whole_sentences(pairs, chosen, boundaries)
-    return (first < pairs.a_start[chosen] + pairs.a_length[chosen]) & (last > pairs.b_start[chosen])
 
 
 def _exchange(

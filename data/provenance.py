@@ -17,6 +17,7 @@ from data.masking import Masking, Vocabulary
 from data.objectives import CAUSAL, DEFAULT_MIXTURE, Mixture, Recipe
 from data.pairs import UNLABELLED
 from data.rows import Row, RowPlan, make_rows, plan_rows
+from data.sequences import CLS_BEFORE, lay_spans
 from data.shards import SPLITS, Block, Dataset, meta_path
 from data.storage import LocalShards
 
@@ -26,7 +27,7 @@ LABELS = {  # what the classes of a pair mean
     "nsp": ("next", "random"),
     "sop": ("next", "swapped"),
     "order": ("next", "swapped", "random"),
-    "distance": ("next", "same document", "random"),
+    "distance": ("next", "later", "random"),
 }
 LEGEND = (
     "[MASK:word] hidden, [other:word] replaced by another token, [=word] masked but left as it is"
@@ -116,17 +117,43 @@ class Provenance:
         return Tokenizer.from_file(str(self.dataset.root / "tokenizer" / "tokenizer.json"))
 
     def texts(self, origin: Origin) -> list[tuple[str, str]]:
-        """(A, B) of each pair of a row, decoded, with what was masked shown in place: see LEGEND."""
+        """(A, B) of each pair of a row as it is shown, decoded, with what was masked in place: see LEGEND.
+
+        What lies in sequences of their own (of distance and cpc) comes behind B, after a bar.
+        """
         row = self.row(origin)
         words = self._hidden(origin, row)
-        start, found = 0, []
-        for length in row.sequence_lengths.tolist():
-            types = row.token_type_ids[start : start + length]
-            middle = start + int((types == 0).sum())
-            parts = [(start + 1, middle - 1), (middle, max(middle, start + length - 1))]
-            found.append(tuple(self._shown(row, words, *part) for part in parts))
-            start += length
+        stops = np.cumsum(row.sequence_lengths).tolist()
+        found: list[tuple[str, str]] = []
+        for is_first, start, stop in zip(
+            self._begins_pair(origin), [0, *stops], stops, strict=False
+        ):
+            middle = start + int((row.token_type_ids[start:stop] == 0).sum())
+            a, b = (
+                self._shown(row, words, first, self._text_end(row, first, last))
+                for first, last in ((start + 1, middle), (middle, stop))
+            )
+            if is_first:
+                found.append((a, b))
+            else:
+                found[-1] = (found[-1][0], f"{found[-1][1]} | {a}")
         return found
+
+    def _begins_pair(self, origin: Origin) -> list[bool]:
+        """Of each sequence of a row: whether it is the first of its pair."""
+        _, plan = self._plan(origin)
+        chosen = plan.order[plan.starts[origin.row] : plan.starts[origin.row + 1]]
+        recipes = np.full(len(chosen), plan.recipes[origin.row])
+        marks = lay_spans(
+            plan.pairs, chosen, recipes, plan.mixture, plan.boundaries, origin.key
+        ).marks
+        counts = (marks & CLS_BEFORE > 0).sum(axis=1)
+        return [number == 0 for count in counts.tolist() for number in range(count)]
+
+    def _text_end(self, row: Row, start: int, stop: int) -> int:
+        """`stop`, or one less where a [SEP] stands before it."""
+        ends_with_sep = stop > start and row.input_ids[stop - 1] == self.vocabulary.sep_id
+        return stop - ends_with_sep
 
     def masked(self, origin: Origin) -> list[dict[str, Any]]:
         """What was masked in a row: its slot, the token that stood there, and the one that is shown."""

@@ -17,7 +17,7 @@ from data.cutting import Lengths, cut_documents
 from data.hashing import hash_order, mix64, stable_hash64
 from data.masking import Masking, Text, Vocabulary
 from data.objectives import DEFAULT_MIXTURE, PAIRED, Mixture
-from data.pairs import Pairs, label_pairs, sentence_boundaries
+from data.pairs import UNLABELLED, Pairs, label_pairs, sentence_boundaries
 from data.sequences import lay_spans
 from data.shards import Block
 
@@ -124,7 +124,9 @@ def plan_rows(
     place[row_order] = np.arange(len(counts))
     recipes = mixture.of_rows(key, len(counts))
     asked = np.array([PAIRED.index(r.paired) if r.paired else -1 for r in mixture.recipes])
-    needs_sentences = any(r.shuffled or r.paired in ("sop", "order") for r in mixture.recipes)
+    needs_sentences = any(
+        r.shuffled or r.paired in ("sop", "order", "distance") for r in mixture.recipes
+    )
     boundaries = sentence_boundaries(block) if needs_sentences else np.empty(0, dtype=np.int64)
     pairs = label_pairs(block, cut, asked[recipes[place[cut.row]]], boundaries, key)
     word_starts = np.empty(0, dtype=bool)
@@ -173,7 +175,7 @@ def make_rows(
     joined = Row(
         slots.ids, slots.types, lengths,
         hidden.slots - np.repeat(in_rows, np.diff(masked_starts)), hidden.labels,
-        plan.pairs.label[chosen][slots.sequence_pair],
+        _sequence_labels(plan.pairs.label[chosen], slots.sequence_pair),
         positions, np.repeat(in_row.astype(np.int32), lengths),
         asked.slots - np.repeat(in_rows, np.diff(asked_starts))[:, None], asked.labels, asked.tasks,
         seen, asking.recipe_keys,
@@ -182,6 +184,12 @@ def make_rows(
         joined, slots.row_starts.tolist(), sequence_starts.tolist(), masked_starts.tolist(),
         asked_starts.tolist(),
     )  # fmt: skip
+
+
+def _sequence_labels(labels: np.ndarray, sequence_pair: np.ndarray) -> np.ndarray:
+    """int64 [number of sequences]: the first of a pair has the pair's label, others have none."""
+    is_first = np.diff(sequence_pair, prepend=-1) > 0
+    return np.where(is_first, labels[sequence_pair], UNLABELLED)
 
 
 def _mask_keys(key: int, numbers: range) -> np.ndarray:

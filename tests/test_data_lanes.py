@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from test_data_rows import RECIPES
 
 from data.batch import (
     Reader,
@@ -18,7 +19,9 @@ from data.batch import (
     evaluation_batches,
     heldout_rows,
 )
+from data.collate import collate
 from data.lanes import Cursor, DataConfig, Lanes, StreamState, rows_of_batch
+from data.objectives import CAUSAL, TASKS
 from data.pairs import UNLABELLED
 from data.rows import plan_rows
 from data.shards import Dataset
@@ -182,9 +185,12 @@ def test_batch_layout(config: DataConfig) -> None:
     starts = torch.nonzero(batch.position_ids.eq(0) & filled)
     flat = batch.input_ids.flatten()
     assert (flat[starts[:, 0] * 64 + starts[:, 1]] == 2).all()  # every sequence begins with [CLS]
-    assert (flat[batch.cls_index] == 2).all() and len(batch.cls_index) == len(batch.labels)
-    assert batch.masked_labels.min() >= 5  # no special token is ever to be predicted
-    assert len(batch.masked_labels) / batch.num_tokens == pytest.approx(0.14, abs=0.02)
+    assert list(batch.targets) == ["mlm", "nsp"] and batch.visible is None
+    pairs, masked = batch.targets["nsp"], batch.targets["mlm"]
+    assert (flat[pairs.slots] == 2).all() and len(pairs.slots) == len(pairs.labels)
+    assert masked.labels.min() >= 5  # no special token is ever to be predicted
+    assert len(masked.labels) / batch.num_tokens == pytest.approx(0.14, abs=0.02)
+    assert batch.num_labels == {"mlm": len(masked.labels), "nsp": len(pairs.labels)}
     lengths = [int((batch.sequence_ids[r] == s).sum()) for r in range(8) for s in range(64)]
     assert batch.sequence_lengths.tolist() == [length for length in lengths if length]
 
@@ -208,6 +214,56 @@ def test_evaluation_rows_are_fixed_and_complete(packing: bool, config: DataConfi
         assert len({len(mine) for mine in batches}) == 1  # every rank goes round equally often
         per_world.append(sorted(b.rows_digest for mine in batches for b, counts in mine if counts))
     assert per_world[0] == per_world[1]
+
+
+@pytest.mark.parametrize("objectives", [
+    dict.fromkeys(RECIPES, 1), {"rtd+sop": 1, "mlm": 1, "span+nsp": 0}, {"clm": 1}, {"contrastive": 1},
+], ids=lambda mixture: " ".join(mixture)[:30])  # fmt: skip
+def test_a_batch_asks_what_its_rows_ask(objectives: dict, config: DataConfig) -> None:
+    """Every task of the mixture is there, with the rows' own labels at the rows' own slots."""
+    config = replace(config, objectives=objectives)
+    dataset = Dataset.open(config.path)
+    lanes = Lanes(dataset, config, SEED, StreamState.start(16, 1))
+    rows = [lanes.row(number) for number in range(48)]
+    batch = collate(rows, list(range(48)), 64, 0, config.mixture)
+    recipes = {recipe.key: recipe for recipe in config.mixture.recipes}
+    expected: dict[str, list] = {task: [] for task in config.mixture.tasks}
+    for number, row in enumerate(rows):
+        recipe, first = recipes[int(row.recipe[0])], number * 64
+        for slot, label in zip(
+            row.masked_positions.tolist(), row.masked_labels.tolist(), strict=True
+        ):
+            expected[recipe.masked_task or ""].append((first + slot, label))
+        starts = np.cumsum(row.sequence_lengths) - row.sequence_lengths
+        for start, label in zip(starts.tolist(), row.pair_labels.tolist(), strict=True):
+            if label != UNLABELLED:
+                expected[recipe.paired or ""].append((first + start, label))
+        for pair, label, task in zip(
+            row.asked_slots.tolist(),
+            row.asked_labels.tolist(),
+            row.asked_tasks.tolist(),
+            strict=True,
+        ):
+            name = TASKS[task]
+            slots = (
+                [first + pair[0], first + pair[1]]
+                if name in ("relative", "cpc")
+                else first + pair[0]
+            )
+            expected[name].append((slots, label))
+        if batch.visible is not None:
+            num_filled = len(row.input_ids)
+            assert batch.visible[number, :num_filled].tolist() == row.seen.tolist()
+            assert (batch.visible[number, num_filled:] == 63).all()
+    assert list(batch.targets) == list(config.mixture.tasks)
+    assert (batch.visible is not None) == any(
+        recipe.tokens in CAUSAL for recipe in recipes.values()
+    )
+    for task, (slots, labels) in batch.targets.items():
+        assert slots.dtype == labels.dtype == torch.int64
+        assert slots.shape == ((len(labels), 2) if task in ("relative", "cpc") else (len(labels),))
+        assert list(zip(slots.tolist(), labels.tolist(), strict=True)) == expected[task], task
+    assert sum(batch.num_labels.values()) > 0
 
 
 def test_stream_state_is_small() -> None:

@@ -4,9 +4,11 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from rows_reference import make_row
 
 from data.hashing import hash_order, hash_positions, mix64, permute, stable_hash64
 from data.masking import Masking, Vocabulary, mask_row
+from data.objectives import read_mixture
 from data.pairs import IS_NEXT, IS_RANDOM, UNLABELLED, make_pairs
 from data.rows import make_rows, plan_rows
 from data.shards import Block
@@ -14,16 +16,20 @@ from data.shards import Block
 VOCABULARY = Vocabulary.of({"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4}, 3000)
 
 
-def make_block(documents: list[list[int]], seed: int = 0) -> Block:
-    """A block of documents given by their sentence lengths in tokens."""
+def make_block(
+    documents: list[list[int]], seed: int = 0, word_starts: np.ndarray | None = None
+) -> Block:
+    """A block of documents given by their sentence lengths in tokens. By default each is a word."""
     num_tokens = sum(map(sum, documents))
+    if word_starts is None:
+        word_starts = np.ones(num_tokens, dtype=bool)
     tokens = 5 + (hash_positions(seed, num_tokens) % np.uint64(2995)).astype(np.uint16)
     return Block(
         tokens=tokens,
         document_lengths=np.array([sum(d) for d in documents], dtype=np.uint32),
         sentences_per_document=np.array([len(d) for d in documents], dtype=np.uint32),
         sentence_lengths=np.array([n for d in documents for n in d], dtype=np.uint16),
-        word_starts=np.packbits(np.ones(num_tokens, dtype=bool), bitorder="little"),
+        word_starts=np.packbits(word_starts, bitorder="little"),
         document_ids=np.arange(len(documents), dtype=np.uint64),
     )
 
@@ -134,21 +140,42 @@ def test_lengths_do_not_tell_the_label() -> None:
         assert (np.abs(share - (label == IS_RANDOM).mean()) < 4 * error).all()
 
 
+RECIPES = (
+    "mlm+nsp", "mlm", "nsp", "wwm+sop", "span+order", "ngram+distance", "static_mlm+reorder+relative",
+    "rtd+sop", "clm", "prefix_lm", "denoise", "word_order+order", "mlm+word_order+distance", "wwm+word_order",
+    "span+reorder", "relative", "contrastive", "mlm+contrastive", "mlm+cpc", "wwm+cpc+contrastive",
+    "rtd+nsp+contrastive",
+)  # fmt: skip
+EVERYTHING = dict.fromkeys(RECIPES, 1)
+MIXTURES = [
+    *({recipe: 1} for recipe in RECIPES),
+    {"wwm+sop": 3, "clm": 1, "denoise": 2},
+    {"span+nsp": 1, "mlm+order": 1, "mlm": 1},
+    EVERYTHING,
+]
+
+
+@pytest.mark.parametrize("objectives", MIXTURES, ids=lambda mixture: " ".join(mixture)[:40])
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("packing", [True, False])
-def test_rows_made_at_once_equal_rows_made_singly(shape: str, packing: bool) -> None:
-    block = make_block(SHAPES[shape])
-    plan = plan_rows(block, 64, packing, key=9)
-    for first in range(0, plan.num_rows, 7):
-        numbers = range(first, min(first + 7, plan.num_rows))
-        rows = make_rows(block, plan, numbers, VOCABULARY, Masking(0.15), key=9)
-        for index, number in enumerate(numbers):
-            for fast, slow in zip(
-                rows.row(index),
-                make_row(block, plan, number, VOCABULARY, Masking(0.15), key=9),
-                strict=True,
-            ):
-                assert fast.dtype == slow.dtype and np.array_equal(fast, slow)
+def test_rows_made_at_once_equal_rows_made_slot_by_slot(shape: str, objectives: dict) -> None:
+    """Of every recipe, packed and not, of several lengths, however many are made at once."""
+    documents = SHAPES[shape][:25]
+    num_tokens = sum(map(sum, documents))
+    words = hash_positions(stable_hash64(shape), num_tokens) % np.uint64(3) > 0
+    block = make_block(documents, word_starts=words)
+    mixture = read_mixture(objectives)
+    for length, packing, at_once in ((16, True, 32), (64, False, 7), (128, True, 1)):
+        plan = plan_rows(block, length, packing, 9, mixture)
+        masking = Masking(0.15) if packing else Masking(0.4, 0.5, 0.3)
+        checked = range(0, min(plan.num_rows, 3 * len(mixture.recipes) + 9))
+        for first in range(0, len(checked), at_once):
+            numbers = range(first, min(first + at_once, len(checked)))
+            rows = make_rows(block, plan, numbers, VOCABULARY, masking, 9)
+            for index, number in enumerate(numbers):
+                slow = make_row(block, plan, number, VOCABULARY, masking, 9)
+                for name, own, other in zip(slow._fields, rows.row(index), slow, strict=True):
+                    assert own.dtype == other.dtype, name
+                    assert np.array_equal(own, other), (length, number, name)
 
 
 def test_another_epoch_gives_other_pairs_and_masks() -> None:
