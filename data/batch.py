@@ -8,8 +8,10 @@ row.
 # B rows, L slots of a row, M masked slots of the batch, P sequence pairs of the batch
 
 import itertools
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -26,6 +28,7 @@ from data.lanes import (
     check_division,
     rows_of_batch,
 )
+from data.loader_workers import heed_rank_only, start_fork_server
 from data.masking import Vocabulary
 from data.pairs import UNLABELLED
 from data.rows import ROWS_AT_ONCE, Row, make_rows, plan_rows
@@ -226,6 +229,7 @@ def build_loader(
     micro_batches = MicroBatches(config, reader, state, end_row)
     if config.num_workers == 0:
         return iter(micro_batches)
+    start_fork_server()
     loader = DataLoader(
         micro_batches,
         batch_size=None,
@@ -233,6 +237,7 @@ def build_loader(
         prefetch_factor=2,
         multiprocessing_context="forkserver",
         pin_memory=False,
+        worker_init_fn=partial(heed_rank_only, os.getpid()),
     )
     return iter(loader)
 

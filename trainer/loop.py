@@ -117,7 +117,7 @@ def optimizer_step(
     set_learning_rate(job.engine, learning_rate_at(run, state.step))
     for number, item in enumerate(items):
         set_accumulation(job.engine, number, len(items))
-        seed_dropout(run.seed, item.first_row)
+        seed_dropout(run.seed, item.first_row, world.device)
         job.activity.enter("forward")
         losses = job.engine(**item.batch.model_inputs(world.device))
         job.activity.enter("backward")
@@ -201,6 +201,12 @@ def objective(losses: Losses, counts: StepCounts) -> torch.Tensor:
     return mlm + nsp
 
 
-def seed_dropout(seed: int, first_row: int) -> None:
-    """Dropout's randomness has an address: a resumed run, or one on more ranks, draws the same."""
-    torch.manual_seed(stable_hash64(seed, "dropout", first_row) >> 1)
+def seed_dropout(seed: int, first_row: int, device: torch.device) -> None:
+    """Dropout's randomness has an address: a resumed run, or one on more ranks, draws the same.
+
+    What torch.manual_seed does, without asking for every kind of device that torch knows.
+    """
+    number = stable_hash64(seed, "dropout", first_row) >> 1
+    torch.default_generator.manual_seed(number)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(number)
