@@ -28,7 +28,7 @@ from data.lanes import (
     check_division,
     rows_of_batch,
 )
-from data.loader_workers import heed_rank_only, start_fork_server
+from data.loader_workers import follow_rank, start_fork_server
 from data.masking import Vocabulary
 from data.pairs import UNLABELLED
 from data.rows import ROWS_AT_ONCE, Row, make_rows, plan_rows
@@ -237,7 +237,7 @@ def build_loader(
         prefetch_factor=2,
         multiprocessing_context="forkserver",
         pin_memory=False,
-        worker_init_fn=partial(heed_rank_only, os.getpid()),
+        worker_init_fn=partial(follow_rank, os.getpid()),
     )
     return iter(loader)
 

@@ -12,6 +12,7 @@ from multiprocessing import forkserver, resource_tracker
 from threading import Thread
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+LOOK_SECONDS = 1.0  # between looks for the rank
 
 
 def start_fork_server() -> None:
@@ -32,13 +33,25 @@ def _blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def heed_rank_only(rank_pid: int, worker: int) -> None:
-    """In a loader process, where signals are blocked: a SIGTERM of its rank ends it all the same."""
+def follow_rank(rank_pid: int, worker: int) -> None:
+    """In a loader process, where signals are blocked: end when the rank sends a SIGTERM, or is gone.
+
+    Of that nobody else tells it: the fork server, whose child it is, lives for as long as its children do.
+    """
     del worker
 
     def listen() -> None:
-        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != rank_pid:
-            pass
+        told = None
+        while _exists(rank_pid) and (told is None or told.si_pid != rank_pid):
+            told = signal.sigtimedwait({signal.SIGTERM}, LOOK_SECONDS)
         os._exit(0)
 
-    Thread(target=listen, name="signals", daemon=True).start()
+    Thread(target=listen, name="rank", daemon=True).start()
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except OSError:
+        return False
+    return True

@@ -102,25 +102,45 @@ def test_a_signal_to_every_process_of_a_job_costs_no_step(
     number: signal.Signals, tiny_dataset: Path, tmp_path: Path
 ) -> None:
     """Ctrl-C, torchrun, DeepSpeed's launcher and Slurm send it to the processes that make micro-batches too."""
-    run, data = tmp_path / "run", {"num_workers": 2}
-    preset = tiny_preset(tmp_path, tiny_dataset, steps=100_000, save_every=0, data=data)
-    process = subprocess.Popen([*train_command(1), str(preset)], cwd=ROOT, env=environment())
-    wait_for_step(run, 3)
-    told = {process.pid, *descendants(process.pid)}
-    assert len(told) >= 5  # a watchdog, a fork server and two loaders besides
-    for pid in told:
+    process, others = start_with_loaders(tiny_dataset, tmp_path)
+    for pid in (process.pid, *others):
         os.kill(pid, number)
     assert process.wait(timeout=60) == 75
-    assert newest_step(run) == len(read_metrics(run))
-    deadline = time.monotonic() + 20  # loaders see within five seconds that their rank is gone
-    while left := [pid for pid in told if is_alive(pid)]:
-        assert time.monotonic() < deadline, left
+    assert newest_step(tmp_path / "run") == len(read_metrics(tmp_path / "run"))
+    wait_until_gone(others)
+
+
+def test_loaders_do_not_outlive_a_rank_that_is_killed(tiny_dataset: Path, tmp_path: Path) -> None:
+    process, others = start_with_loaders(tiny_dataset, tmp_path)
+    process.kill()
+    process.wait()
+    wait_until_gone(others)
+
+
+def start_with_loaders(dataset: Path, folder: Path) -> tuple[subprocess.Popen[bytes], set[int]]:
+    """A run that does not end, and the processes that it has started."""
+    data = {"num_workers": 2}
+    preset = tiny_preset(folder, dataset, steps=100_000, save_every=0, data=data)
+    process = subprocess.Popen([*train_command(1), str(preset)], cwd=ROOT, env=environment())
+    wait_for_step(folder / "run", 3)
+    others = descendants(process.pid)
+    assert len(others) >= 4  # a watchdog, a fork server and two loaders
+    return process, others
+
+
+def wait_until_gone(pids: set[int]) -> None:
+    deadline = time.monotonic() + 10
+    while left := [pid for pid in pids if is_alive(pid)]:
+        if time.monotonic() > deadline:
+            for pid in left:
+                os.kill(pid, signal.SIGKILL)
+            pytest.fail(f"{left} are left")
         time.sleep(0.1)
 
 
 def is_alive(pid: int) -> bool:
     try:
-        return bool(Path(f"/proc/{pid}/cmdline").read_bytes())
+        return bool(Path(f"/proc/{pid}/cmdline").read_bytes())  # empty where it has ended
     except OSError:
         return False
 
