@@ -137,7 +137,7 @@ def test_killed_inside_a_save(tiny_dataset: Path, tmp_path: Path) -> None:
 
 
 def test_other_world_sizes_stages_and_micro_batches_go_on(
-    tiny_dataset: Path, tmp_path: Path, record_property: Callable[[str, object], None]
+    tiny_dataset: Path, tmp_path: Path
 ) -> None:
     """2 processes at ZeRO 2, 4 at ZeRO 3, 1 with offload: the same rows, the loss but for rounding."""
     dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -159,7 +159,7 @@ def test_other_world_sizes_stages_and_micro_batches_go_on(
     ours, theirs = read_metrics(run), read_metrics(tmp_path / "unbroken" / "run")
     assert [m["rows_digest"] for m in ours] == [m["rows_digest"] for m in theirs]
     worst = max(abs(a["loss"] / b["loss"] - 1) for a, b in zip(ours, theirs, strict=True))
-    record_property("largest relative difference of the loss", worst)
+    print(f"largest relative difference of a loss: {worst:.1e}")
     assert worst < 1e-5
 
 
