@@ -6,8 +6,10 @@ row.
 """
 
 import itertools
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -24,6 +26,7 @@ from data.lanes import (
     check_division,
     rows_of_batch,
 )
+from data.loader_workers import follow_rank, start_fork_server
 from data.masking import Vocabulary
 from data.rows import ROWS_AT_ONCE, Row, make_rows, plan_rows
 from data.shards import Dataset
@@ -141,6 +144,7 @@ def build_loader(
     micro_batches = MicroBatches(config, reader, state, end_row)
     if config.num_workers == 0:
         return iter(micro_batches)
+    start_fork_server()
     loader = DataLoader(
         micro_batches,
         batch_size=None,
@@ -148,6 +152,7 @@ def build_loader(
         prefetch_factor=2,
         multiprocessing_context="forkserver",
         pin_memory=False,
+        worker_init_fn=partial(follow_rank, os.getpid()),
     )
     return iter(loader)
 

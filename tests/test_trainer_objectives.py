@@ -9,6 +9,7 @@ from support import ROOT, launch, read_metrics, tiny_preset
 from test_trainer_resume import reached, start_and_kill
 
 from data.objectives import TASKS, read_mixture
+from launcher import cli
 from trainer.config import ModelConfig, differences, load_config, to_dict
 from trainer.task_losses import DEFAULT_LOSS_WEIGHTS
 
@@ -139,3 +140,16 @@ def test_a_checkpoint_older_than_objectives_goes_on(tiny_dataset: Path, tmp_path
     assert ModelConfig().tasks == read_mixture({"mlm+nsp": 1}).tasks
     others = load_config(tiny_preset(tmp_path, tiny_dataset, data={"objectives": {"clm": 1}}), [])
     assert "model.tasks: ['mlm', 'nsp'] -> ['clm']" in differences(old, to_dict(others))
+
+
+def test_evaluate_says_of_every_task_what_the_run_said(
+    unbroken: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """But for what depends on which sequences share a micro-batch, and on what a generator has drawn."""
+    logged = read_metrics(unbroken, "heldout")[-1]
+    assert cli.main(["evaluate", str(unbroken), "--rows", "24", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["together"]
+    losses = {key for key in logged if key.endswith("_loss")}
+    assert losses == {key for key in found if key.endswith("_loss")}
+    for key in losses - {"rtd_loss", "contrastive_loss", "cpc_loss"}:
+        assert found[key] == pytest.approx(logged[key], rel=1e-4), key
