@@ -22,7 +22,7 @@ from launcher.cluster_meeting import Notes, join, neighbours, unseen, wait_for_v
 from launcher.cluster_place import Place, host_name, read_place, srun_command
 from launcher.site import site_environment
 from launcher.target import is_preset
-from trainer.run_folder import SLURM_FOLDER
+from trainer.checkpoint_files import SLURM_FOLDER
 
 ROUND_SECONDS = READY_SECONDS + RESULT_SECONDS  # for the next round to be told
 VERDICT_SECONDS = 900.0  # for a machine that cannot take part to wait for those that can

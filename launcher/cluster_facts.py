@@ -21,8 +21,7 @@ from data.files import file_digest
 from data.shards import Dataset
 from launcher.cluster_gpus import Gpu, read_gpus
 from launcher.cluster_group import Member
-from launcher.environment import environment_lines
-from launcher.freeze import CODE, ROOT
+from launcher.environment import CODE, ROOT, environment_lines
 from trainer.config import RunConfig, load_config, to_yaml
 
 DISK_SECONDS = 60.0  # for all that is asked of disks

@@ -3,7 +3,7 @@
 import os
 import subprocess
 
-from launcher.freeze import ROOT
+from launcher.environment import ROOT
 
 SITE = ROOT / "slurm" / "cluster.env"
 

@@ -16,8 +16,8 @@ import sys
 from pathlib import Path
 
 from data.shards import Dataset
-from launcher.environment import environment_lines
-from launcher.freeze import ROOT, freeze, next_folder
+from launcher.environment import ROOT, environment_lines
+from launcher.freeze import freeze, next_folder
 from launcher.jobs import read_jobs
 from launcher.site import SITE, site_variables
 from launcher.slurm_job import ENVIRONMENT_FILE
