@@ -23,6 +23,25 @@ class Address(NamedTuple):
     port: int
 
 
+class _Values:
+    """What has been put on a board; any thread may wait for it."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, Any] = {}
+        self._changed = threading.Condition()
+
+    def put(self, name: str, value: Any) -> None:
+        with self._changed:
+            self._values[name] = value
+            self._changed.notify_all()
+
+    def wait(self, name: str, seconds: float) -> tuple[bool, Any]:
+        """(whether it is there, its value)."""
+        with self._changed:
+            is_there = self._changed.wait_for(lambda: name in self._values, seconds)
+            return is_there, self._values.get(name)
+
+
 class _Server(socketserver.ThreadingTCPServer):
     daemon_threads = True
     block_on_close = False
@@ -31,8 +50,7 @@ class _Server(socketserver.ThreadingTCPServer):
     address_family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
 
     def __init__(self, port: int) -> None:
-        self.values: dict[str, Any] = {}
-        self.changed = threading.Condition()
+        self.values = _Values()
         super().__init__(("", port), _Handler)
 
     def server_bind(self) -> None:
@@ -47,17 +65,14 @@ class _Server(socketserver.ThreadingTCPServer):
 class _Handler(socketserver.StreamRequestHandler):
     def handle(self) -> None:
         request = json.loads(self.rfile.readline(MAX_BYTES))
-        server, name = self.server, request["name"]
-        assert isinstance(server, _Server)
-        with server.changed:
-            if "value" in request:
-                server.values[name] = request["value"]
-                server.changed.notify_all()
-            else:
-                server.changed.wait_for(lambda: name in server.values, request["seconds"])
-            answer = {"time": time.time(), "is_there": name in server.values}
-            if answer["is_there"] and "value" not in request:
-                answer["value"] = server.values[name]
+        assert isinstance(self.server, _Server)
+        values, name = self.server.values, request["name"]
+        if "value" in request:
+            values.put(name, request["value"])
+            is_there, value = True, None
+        else:
+            is_there, value = values.wait(name, request["seconds"])
+        answer = {"time": time.time(), "is_there": is_there, "value": value}
         self.wfile.write(json.dumps(answer).encode() + b"\n")
 
 
@@ -66,17 +81,9 @@ class Board:
 
     def __init__(self, port: int) -> None:
         self._server = _Server(port)
+        self.values = self._server.values
         self.port: int = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, args=(0.1,), daemon=True).start()
-
-    def __contains__(self, name: str) -> bool:
-        with self._server.changed:
-            return name in self._server.values
-
-    def peek(self, name: str) -> Any:
-        """What was put here; None where nothing was."""
-        with self._server.changed:
-            return self._server.values.get(name)
 
     def __enter__(self) -> "Board":
         return self
@@ -86,8 +93,10 @@ class Board:
         self._server.server_close()
 
 
-def put(place: Address, name: str, value: Any, seconds: float = CONNECT_SECONDS) -> None:
+def put(place: "Address | Board", name: str, value: Any, seconds: float = CONNECT_SECONDS) -> None:
     """Put a value on the board at `place`. OSError where that is not possible within `seconds`."""
+    if isinstance(place, Board):
+        return place.values.put(name, value)
     deadline = time.monotonic() + seconds
     while True:
         try:
@@ -99,12 +108,16 @@ def put(place: Address, name: str, value: Any, seconds: float = CONNECT_SECONDS)
         time.sleep(RETRY_SECONDS)
 
 
-def get(place: Address, name: str, seconds: float) -> Any:
+def get(place: "Address | Board", name: str, seconds: float) -> Any:
     """Wait for a value. TimeoutError where it does not come within `seconds`, another OSError without board."""
-    answer = _ask(place, {"name": name, "seconds": seconds}, seconds)
-    if not answer["is_there"]:
+    if isinstance(place, Board):
+        is_there, value = place.values.wait(name, seconds)
+    else:
+        answer = _ask(place, {"name": name, "seconds": seconds}, seconds)
+        is_there, value = answer["is_there"], answer["value"]
+    if not is_there:
         raise TimeoutError(f"{name} was not told within {seconds:.0f} s")
-    return answer["value"]
+    return value
 
 
 def clock_offset(place: Address, exchanges: int = 5) -> float:
@@ -153,6 +166,6 @@ def _ask(place: Address, request: dict[str, Any], seconds: float) -> dict[str, A
         raw = line.makefile("rb").readline(MAX_BYTES)
     with suppress(ValueError):
         answer = json.loads(raw)
-        if isinstance(answer, dict) and {"time", "is_there"} <= answer.keys():
+        if isinstance(answer, dict) and {"time", "is_there", "value"} <= answer.keys():
             return answer
     raise OSError(f"something else answers at {place.host}:{place.port}: {raw[:40]!r}")

@@ -25,7 +25,7 @@ from launcher.target import is_preset
 from trainer.checkpoint_files import SLURM_FOLDER
 
 ROUND_SECONDS = READY_SECONDS + RESULT_SECONDS  # for the next round to be told
-VERDICT_SECONDS = 900.0  # for a machine that cannot take part to wait for those that can
+VERDICT_SECONDS = 600.0  # for a machine that cannot take part to wait for those that can
 
 
 def run(options: argparse.Namespace) -> int:

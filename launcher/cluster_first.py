@@ -2,17 +2,25 @@
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from data.shards import Dataset
-from launcher.cluster_board import Address, Board, put
+from launcher.cluster_board import Board, get, put
 from launcher.cluster_facts import Facts
 from launcher.cluster_group import KILL_SECONDS, Group, Workers
 from launcher.cluster_judge import Examined, judge
 from launcher.cluster_links import Measured, pair_rounds, pair_speeds, slow_pairs
 from launcher.cluster_machine import Needs
-from launcher.cluster_meeting import SEEN_SECONDS, Heard, Notes, gather, neighbours, unseen
+from launcher.cluster_meeting import (
+    LOOK_SECONDS,
+    SEEN_SECONDS,
+    Heard,
+    Notes,
+    gather,
+    neighbours,
+    unseen,
+)
 from launcher.cluster_place import Place
 from launcher.cluster_slurm import SlurmJob, read_job
 from launcher.doctor import report_text
@@ -33,7 +41,6 @@ class First:
     ) -> None:
         self._place, self._board, self._facts = place, board, facts
         self._notes, self._workers = notes, workers
-        self._here = Address("127.0.0.1", board.port)
         self._rounds = 0
         self._lost: list[int] = []
         self._measured: list[Measured] = []
@@ -60,11 +67,11 @@ class First:
         self._notes.write("seen-0", {"rank": 0})
         clocks = {0: 0.0, **self._collect("clock", joined[1:], SEEN_SECONDS)}
         noted = [rank for rank in joined if self._writes_notes(facts[rank])]
-        put(self._here, "plan", {"members": list(self._members.values()), "noted": noted})
+        put(self._board, "plan", {"members": list(self._members.values()), "noted": noted})
         not_seen = {0: unseen(self._notes, neighbours(noted, 0))} if 0 in noted else {}
         not_seen |= self._collect("unseen", joined[1:], 2 * SEEN_SECONDS)
         self._measure_all(joined)
-        put(self._here, f"round/{self._rounds}", None)
+        put(self._board, f"round/{self._rounds}", None)
         hosts = dict(enumerate(place.names)) | {r: f.member.host for r, f in facts.items()}
         return Examined(
             place, hosts, dict(sorted(facts.items())), heard.not_joined, self._lost, clocks, not_seen,
@@ -93,12 +100,12 @@ class First:
     def _round(self, groups: list[Group]) -> None:
         """Groups of different machines, at the same time. What is not told in time, never will be."""
         groups = [group for group in groups if not set(group.ranks) & set(self._lost)]
-        put(self._here, f"round/{self._rounds}", groups)
+        put(self._board, f"round/{self._rounds}", groups)
         self._rounds += 1
         own: dict[str, Any] = {}
         for group in groups:
             if 0 in group.ranks:
-                own[group.name] = self._workers.take_part(group, self._members, 0, self._here)
+                own[group.name] = self._workers.take_part(group, self._members, 0, self._board)
         deadline = time.monotonic() + RESULT_SECONDS
         for group in groups:
             others = [rank for rank in group.ranks if rank != 0]
@@ -111,15 +118,14 @@ class First:
     def _collect(self, name: str, ranks: Sequence[int], seconds: float) -> dict[int, Any]:
         """What these tell under that name; who does not, in time, is lost."""
         told: dict[int, Any] = {}
-
-        def all_told() -> bool:
-            for rank in set(ranks) - set(told) - set(self._lost):
-                if (name_of_rank := f"{name}/{rank}") in self._board:
-                    told[rank] = self._board.peek(name_of_rank)
-            return set(ranks) <= set(told) | set(self._lost)
-
-        if not _wait(all_told, seconds):
-            self._lost += sorted(set(ranks) - set(told) - set(self._lost))
+        deadline = time.monotonic() + seconds
+        for rank in set(ranks) - set(self._lost):
+            try:
+                told[rank] = get(
+                    self._board, f"{name}/{rank}", max(0.0, deadline - time.monotonic())
+                )
+            except TimeoutError:
+                self._lost.append(rank)
         return told
 
     def _needs(self, run: RunConfig | None) -> Needs | None:
@@ -133,29 +139,19 @@ class First:
 
     def _end(self, heard: Heard, status: int) -> None:
         """Tell the verdict, wait until all know it, and leave nothing behind."""
-        put(self._here, f"round/{self._rounds}", None)
-        put(self._here, "verdict", status)
+        put(self._board, f"round/{self._rounds}", None)
+        put(self._board, "verdict", status)
         self._notes.write("verdict", {"status": status})
         blocked = [rank for rank in heard.facts if rank in heard.not_joined and rank > 0]
         joined = [rank for rank in heard.facts if rank not in heard.not_joined and rank > 0]
-        _wait(
-            lambda: (
-                all(f"goodbye/{rank}" in self._board for rank in joined)
-                and all(self._notes.read(f"blocked-{rank}") is None for rank in blocked)
-            ),
-            GOODBYE_SECONDS,
-        )
+        self._collect("goodbye", joined, GOODBYE_SECONDS)
+        deadline = time.monotonic() + GOODBYE_SECONDS
+        while any(self._notes.read(f"blocked-{rank}") for rank in blocked):
+            if time.monotonic() > deadline:
+                break
+            time.sleep(LOOK_SECONDS / 2)
         self._notes.clear()
         self._notes.leave([path for facts in heard.facts.values() for path in facts.run.made])
-
-
-def _wait(condition: Callable[[], bool], seconds: float) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True
 
 
 def _job() -> SlurmJob | str | None:

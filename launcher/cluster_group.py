@@ -12,7 +12,7 @@ import threading
 import time
 from typing import Any, NamedTuple
 
-from launcher.cluster_board import Address, get, put, why_not_reached
+from launcher.cluster_board import Address, Board, get, put, why_not_reached
 
 READY_SECONDS = 120.0  # to import torch, perhaps from a slow disk
 GROUP_SECONDS = 40.0  # for a group to meet and to be measured: torch's own timeout
@@ -117,7 +117,7 @@ class Workers:
         self.problem = next((answer["error"] for answer in answers if "error" in answer), None)
 
     def take_part(
-        self, group: Group, members: dict[int, Member], own: int, board: Address
+        self, group: Group, members: dict[int, Member], own: int, board: Address | Board
     ) -> dict[str, Any]:
         """What came of a group: its speed and what was wrong, or `error`, or why the other was `unreached`.
 
@@ -173,7 +173,7 @@ def _num_processes(member: Member, backend: str) -> int:
 
 
 def _reach(
-    group: Group, members: dict[int, Member], own: int, board: Address
+    group: Group, members: dict[int, Member], own: int, board: Address | Board
 ) -> dict[str, Any] | None:
     """Whether each of two machines can open a connection to the other. Both tell: neither waits in vain."""
     (other,) = (members[rank] for rank in group.ranks if rank != own)

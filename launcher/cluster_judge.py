@@ -9,7 +9,7 @@ from data.diagnosis import Finding, Verdict
 from launcher import cluster_machine
 from launcher.cluster_facts import Facts
 from launcher.cluster_gpus import judge_gpus
-from launcher.cluster_links import Measured, judge_ports, judge_speeds, judge_sums
+from launcher.cluster_links import Measured, judge_ports, judge_speeds, judge_sums, machines
 from launcher.cluster_machine import Illness, Needs
 from launcher.cluster_place import Place
 from launcher.cluster_slurm import SlurmJob, judge_job
@@ -161,7 +161,7 @@ def _meeting(found: Examined) -> list[Finding]:
 
 
 def _all(found: Examined) -> str:
-    return f"all {len(found.facts)}" if len(found.facts) > 1 else "this machine"
+    return machines(len(found.facts))
 
 
 def _alike(found: Examined) -> list[Finding]:
@@ -242,7 +242,7 @@ def _clocks(found: Examined) -> list[Finding]:
         for rank, seconds in ahead.items() if abs(seconds) > CLOCK_SECONDS
     ]  # fmt: skip
     most = 1000 * max(map(abs, ahead.values()))
-    return findings or [Finding("clocks", _all(found), f"within {most:,.0f} ms")]
+    return findings or [Finding("clocks", machines(len(ahead)), f"within {most:,.0f} ms")]
 
 
 def _run_folder(found: Examined) -> list[Finding]:

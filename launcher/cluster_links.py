@@ -42,6 +42,11 @@ class Measured(NamedTuple):
         return min(known) if known and len(known) == len(self.group.ranks) else None
 
 
+def machines(number: int) -> str:
+    """Whose a Finding is that is of all."""
+    return f"{number} machines" if number > 1 else "this machine"
+
+
 def pair_rounds(ranks: list[int]) -> list[list[Pair]]:
     """Rounds in which every machine is in at most one pair; no pair comes twice.
 
@@ -128,8 +133,8 @@ def judge_speeds(measured: Collection[Measured], hosts: Mapping[int, str]) -> li
             "Less than Ethernet of 1 Gbit/s, everywhere: a step will mostly wait for the network. Is there a "
             "faster one, which GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME (slurm/cluster.env) would choose?"
         )
-        return [Finding("links", "all", found, "WARNING", advice)]
-    return [Finding("links", "all", found)]
+        return [Finding("links", machines(len(fastest)), found, "WARNING", advice)]
+    return [Finding("links", machines(len(fastest)), found)]
 
 
 def judge_ports(measured: Collection[Measured], hosts: Mapping[int, str]) -> list[Finding]:
@@ -156,7 +161,7 @@ def judge_ports(measured: Collection[Measured], hosts: Mapping[int, str]) -> lis
         findings.append(Finding("ports", hosts[rank], found, "PROBLEM", advice))
     if findings or not asked:
         return findings
-    return [Finding("ports", f"all {len(asked)}", "open from each to each")]
+    return [Finding("ports", machines(len(asked)), "open from each to each")]
 
 
 def judge_sums(measured: Collection[Measured], hosts: Mapping[int, str]) -> list[Finding]:
@@ -164,7 +169,7 @@ def judge_sums(measured: Collection[Measured], hosts: Mapping[int, str]) -> list
     findings = []
     for one in measured:
         of = " - ".join(hosts[rank] for rank in one.group.ranks)
-        of = of if len(one.group.ranks) == 2 else f"all {len(one.group.ranks)}"
+        of = of if len(one.group.ranks) == 2 else machines(len(one.group.ranks))
         if one.errors:
             said = "; ".join(sorted({f"{hosts[rank]}: {why}" for rank, why in one.errors.items()}))
             advice = (

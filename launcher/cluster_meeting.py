@@ -20,7 +20,7 @@ from launcher.cluster_place import Place
 
 NOTE_SECONDS = 20.0  # for a note to be written or read
 LOOK_SECONDS = 1.0
-BLOCKED_SECONDS = 12.0  # to go on trying when the first task is seen to be there
+BLOCKED_SECONDS = 8.0  # to go on trying when the first task is seen to be there
 SEEN_SECONDS = 15.0  # for what another machine wrote to be seen: NFS remembers what was not there
 
 
@@ -97,7 +97,7 @@ def gather(place: Place, board: Board, facts: Facts, notes: Notes, seconds: floa
     missing = set(range(1, place.size))
     while missing:
         for rank in sorted(missing):
-            told, reason = board.peek(f"facts/{rank}"), None
+            told, reason = board.values.wait(f"facts/{rank}", 0)[1], None
             if told is None and (note := notes.read(f"blocked-{rank}")):
                 told, reason = note["facts"], note["reason"]
             if told is None:

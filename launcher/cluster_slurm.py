@@ -1,5 +1,6 @@
 """What Slurm tells of a job in, whether the job is warned early enough before its time limit out."""
 
+import itertools
 import os
 import re
 import shlex
@@ -76,8 +77,7 @@ def lead_seconds(signal: str) -> int:
 
 def _option(words: str) -> str | None:
     """The value of --signal in a command line."""
-    parts = _split(words)
-    for word, following in zip(parts, [*parts[1:], ""], strict=True):
+    for word, following in itertools.pairwise([*_split(words), ""]):
         if word.startswith("--signal="):
             return word.removeprefix("--signal=")
         if word == "--signal":
