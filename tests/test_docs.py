@@ -83,8 +83,11 @@ def check_torchrun(words: list[str]) -> None:
 
     options = get_args_parser().parse_args(words)
     assert options.module
-    assert options.training_script == "launcher.train"
-    check_train(options.training_script_args)
+    if options.training_script == "launcher.cli":
+        check_cloze(options.training_script_args)
+    else:
+        assert options.training_script == "launcher.train"
+        check_train(options.training_script_args)
 
 
 def check_deepspeed(words: list[str]) -> None:
@@ -104,6 +107,12 @@ def check_sbatch(words: list[str]) -> None:
         check_cloze(["prepare", *words[script + 1 :]])
     else:
         check_train(words[script + 1 :])
+
+
+def check_salloc(words: list[str]) -> None:
+    command = words.index("cloze")
+    assert all(re.fullmatch(r"--[a-z-]+=\S+", word) for word in words[:command]), words
+    check_cloze(words[command + 1 :])
 
 
 def check_make(words: list[str]) -> None:
@@ -129,6 +138,7 @@ CHECKS = {
     "torchrun": check_torchrun,
     "deepspeed": check_deepspeed,
     "sbatch": check_sbatch,
+    "salloc": check_salloc,
     "make": check_make,
     "python": check_python,
     "tensorboard": check_tensorboard,
