@@ -29,7 +29,7 @@ from trainer.config import RunConfig
 
 RESULT_SECONDS = KILL_SECONDS + 30  # for all machines of a round to tell what came of it
 GOODBYE_SECONDS = 10.0
-MOST_REPEATS = 8  # slow pairs that are measured once more, when nothing else is under way
+REPEATS, MOST_REPEATS = 2, 8  # of slow pairs, when nothing else is under way; of so many of them
 TAKEN = "it is taken by another program"
 
 
@@ -83,13 +83,14 @@ class First:
         return not facts.preset_problem and not facts.run.problem
 
     def _measure_all(self, joined: list[int]) -> None:
-        """Every pair; slow ones once more, alone; and, if all of them work, all machines at once."""
+        """Every pair; slow ones again, alone; and, if all of them work, all machines at once."""
         num_gpus = [self._members[rank].num_gpus for rank in joined]
         backends = ["nccl", "gloo"] if all(num_gpus) else ["gloo"]
         for number, pairs in enumerate(pair_rounds(joined)):
             self._round([Group(f"{number}-{a}-{b}", (a, b), backends[0]) for a, b in pairs])
-        for a, b in slow_pairs(pair_speeds(self._measured))[:MOST_REPEATS]:
-            self._round([Group(f"again-{a}-{b}", (a, b), backends[0])])
+        for again in range(REPEATS):
+            for a, b in slow_pairs(pair_speeds(self._measured))[:MOST_REPEATS]:
+                self._round([Group(f"again-{again}-{a}-{b}", (a, b), backends[0])])
         if self._lost or any(one.speed is None for one in self._measured):
             return
         for backend in backends:

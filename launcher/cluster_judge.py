@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
-from statistics import median, median_high
+from statistics import median_high, median_low
 from typing import NamedTuple
 
 from data.diagnosis import Finding, Verdict
@@ -228,7 +228,7 @@ def _named(ranks: list[int], found: Examined) -> str:
 def _clocks(found: Examined) -> list[Finding]:
     if len(found.clocks) < 2:
         return []
-    middle = median(found.clocks.values())
+    middle = median_low(found.clocks.values())
     ahead = {rank: seconds - middle for rank, seconds in found.clocks.items()}
     advice = (
         "Slurm refuses, and filesystems misjudge, what comes from another time. Its time service does not run: "

@@ -15,7 +15,7 @@ from launcher.tables import bytes_text
 
 MOST_ROUNDS = 31  # every pair of up to 32 machines; of more, each with 31 others
 SLOW_SHARE = 0.5  # of what is usual
-SLOW_BYTES_PER_SECOND = 100e6  # by itself: below Ethernet of 1 Gbit/s
+SLOW_BYTES_PER_SECOND = 50e6  # by itself: not half of Ethernet with 1 Gbit/s
 
 Pair = tuple[int, int]
 
@@ -130,8 +130,8 @@ def judge_speeds(measured: Collection[Measured], hosts: Mapping[int, str]) -> li
     )
     if usual < SLOW_BYTES_PER_SECOND:
         advice = (
-            "Less than Ethernet of 1 Gbit/s, everywhere: a step will mostly wait for the network. Is there a "
-            "faster one, which GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME (slurm/cluster.env) would choose?"
+            "Not half of what Ethernet of 1 Gbit/s gives, everywhere: a step will mostly wait for the network. "
+            "Is there a faster one, for GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME (slurm/cluster.env) to choose?"
         )
         return [Finding("links", machines(len(fastest)), found, "WARNING", advice)]
     return [Finding("links", machines(len(fastest)), found)]

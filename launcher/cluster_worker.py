@@ -10,6 +10,7 @@
 """
 
 import json
+import math
 import os
 import sys
 import time
@@ -24,6 +25,7 @@ LEAST_BYTES = 1 << 16
 MOST_BYTES = {"gloo": 1 << 26, "nccl": 1 << 30}
 LONG_SECONDS = 0.1  # of one all-reduce: more bytes would not tell more
 REPETITIONS = 3
+MEASURED_SECONDS, MOST_REPETITIONS = 1.0, 50  # of the largest one
 PATTERN = 251  # values repeat after so many: sums of up to 5,000 ranks are exact in fp32
 
 
@@ -61,30 +63,40 @@ def take_part(group: dict[str, Any], gpu: int, say: Callable[[dict], None]) -> d
 
 
 def measure(rank: int, size: int, device: torch.device, most_bytes: int) -> dict[str, Any]:
-    """Time all-reduces of growing size until one takes long enough. Collective.
+    """Time all-reduces of growing size until one takes long enough, and that one for a while. Collective.
 
-    bytes_per_second: that each rank sends and receives in the largest one, 2 (size - 1) / size of its bytes,
-    as in NCCL's tests; of the fastest repetition, for whatever else happens only slows it down.
+    bytes_per_second: that each rank sends and receives, 2 (size - 1) / size of the bytes reduced, as in NCCL's
+    tests; of the fastest one, for whatever else happens on the machines only slows it down.
     num_wrong: values, of all, that were not the sum.
     """
     num_bytes, num_wrong = LEAST_BYTES, 0
     while True:
-        base = torch.arange(num_bytes // 4, device=device, dtype=torch.float32) % PATTERN
-        wanted = size * base + size * (size - 1) / 2
-        fastest = float("inf")
-        for _ in range(REPETITIONS):
-            values = base + rank
-            fastest = min(fastest, _timed(values, device))
-            num_wrong += int(torch.count_nonzero(values != wanted))
-        told = torch.tensor([fastest, num_wrong], dtype=torch.float64, device=device)
-        dist.all_reduce(told, op=dist.ReduceOp.MAX)  # so that all ranks go on, or none
-        fastest, most_wrong = told.tolist()
+        fastest, wrong = _repeated(REPETITIONS, rank, size, num_bytes, device)
+        num_wrong += wrong
         if fastest > LONG_SECONDS or num_bytes >= most_bytes:
-            speed = 2 * (size - 1) / size * num_bytes / fastest
-            return {
-                "bytes_per_second": speed, "num_bytes": num_bytes, "num_wrong": int(most_wrong),
-            }  # fmt: skip
+            break
         num_bytes *= 4
+    more = min(MOST_REPETITIONS, math.ceil(MEASURED_SECONDS / fastest))
+    again, wrong = _repeated(more, rank, size, num_bytes, device)
+    speed = 2 * (size - 1) / size * num_bytes / min(fastest, again)
+    return {"bytes_per_second": speed, "num_bytes": num_bytes, "num_wrong": num_wrong + wrong}
+
+
+def _repeated(
+    times: int, rank: int, size: int, num_bytes: int, device: torch.device
+) -> tuple[float, int]:
+    """(seconds of the fastest, wrong values), the same on every rank: so all go on, or none. Collective."""
+    base = torch.arange(num_bytes // 4, device=device, dtype=torch.float32) % PATTERN
+    wanted = size * base + size * (size - 1) / 2
+    fastest, num_wrong = float("inf"), 0
+    for _ in range(times):
+        values = base + rank
+        fastest = min(fastest, _timed(values, device))
+        num_wrong += int(torch.count_nonzero(values != wanted))
+    told = torch.tensor([fastest, num_wrong], dtype=torch.float64, device=device)
+    dist.all_reduce(told, op=dist.ReduceOp.MAX)
+    fastest, most_wrong = told.tolist()
+    return fastest, int(most_wrong)
 
 
 def _timed(values: torch.Tensor, device: torch.device) -> float:

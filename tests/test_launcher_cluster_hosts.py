@@ -23,14 +23,14 @@ sys.exit(main(sys.argv[1:]))
 
 
 def start(
-    machines: Hosts, number: int, preset: Path, how: list[str] = DOCTOR
+    machines: Hosts, number: int, preset: Path, how: list[str] = DOCTOR, wait_seconds: int = 60
 ) -> subprocess.Popen[str]:
     """The task of one host, started by hand."""
     variables = {
         "RANK": str(number), "WORLD_SIZE": str(len(machines.spaces)), "MASTER_ADDR": machines.address(0),
         "MASTER_PORT": str(PORT),
     }  # fmt: skip
-    command = [sys.executable, *how, str(preset), "--wait-seconds=30"]
+    command = [sys.executable, *how, str(preset), f"--wait-seconds={wait_seconds}"]
     return subprocess.Popen(
         machines.command(number, command), cwd=ROOT, env={**environment(), **variables}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -104,12 +104,11 @@ def test_a_blocked_port_a_wrong_clock_and_too_small_a_disk(
     assert statuses == [1, 1, 1], said
     assert ill(tables[0]) == {
         ("meeting", "host2"): "PROBLEM",
-        ("clocks", "host0"): "PROBLEM",  # of two, nobody knows which one is right
         ("clocks", "host1"): "PROBLEM",
         ("disk", "3 machines"): "PROBLEM",
     }, tables[0]
     assert f"cannot reach {machines.address(0)}:{PORT}: no answer (a firewall" in tables[0]
-    assert "4 PROBLEM, 0 WARNING" in tables[0] and not any(tables[1:])
+    assert "3 PROBLEM, 0 WARNING" in tables[0] and not any(tables[1:])
 
 
 def test_a_machine_that_does_not_come_and_a_port_that_is_taken(
@@ -121,7 +120,8 @@ def test_a_machine_that_does_not_come_and_a_port_that_is_taken(
         other = subprocess.Popen(
             machines.command(0, [sys.executable, *taken]), stdin=subprocess.PIPE
         )
-        statuses, tables, said = ended([start(machines, number, preset) for number in range(2)])
+        tasks = [start(machines, number, preset, wait_seconds=20) for number in range(2)]
+        statuses, tables, said = ended(tasks)
         other.communicate(b"\n")
     assert statuses == [1, 1], said
     assert ill(tables[0]) == {
@@ -129,7 +129,7 @@ def test_a_machine_that_does_not_come_and_a_port_that_is_taken(
         ("meeting", "task 2"): "PROBLEM",
     }, tables[0]
     assert f"port {PORT}: it is taken by another program" in tables[0]
-    assert "was not heard of within 30 s" in tables[0]
+    assert "was not heard of within 20 s" in tables[0]
     assert "links" in tables[0]  # what is there is measured all the same
 
 
