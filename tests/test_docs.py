@@ -87,8 +87,11 @@ def check_torchrun(words: list[str]) -> None:
 
     options = get_args_parser().parse_args(words)
     assert options.module
-    assert options.training_script == "launcher.train"
-    check_train(options.training_script_args)
+    if options.training_script == "launcher.cli":
+        check_cloze(options.training_script_args)
+    else:
+        assert options.training_script == "launcher.train"
+        check_train(options.training_script_args)
 
 
 def check_deepspeed(words: list[str]) -> None:
@@ -110,6 +113,12 @@ def check_sbatch(words: list[str]) -> None:
         check_train(arguments)
     else:
         check_cloze([command, *arguments])
+
+
+def check_salloc(words: list[str]) -> None:
+    command = words.index("cloze")
+    assert all(re.fullmatch(r"--[a-z-]+=\S+", word) for word in words[:command]), words
+    check_cloze(words[command + 1 :])
 
 
 def check_make(words: list[str]) -> None:
@@ -157,6 +166,7 @@ CHECKS = {
     "docker": check_container,
     "apptainer": check_container,
     "enroot": check_container,
+    "salloc": check_salloc,
     "make": check_make,
     "python": check_python,
     "tensorboard": check_tensorboard,

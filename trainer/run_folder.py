@@ -24,7 +24,7 @@ from typing import Any
 
 from data.files import TEMPORARY_MARK
 from data.settings import read_settings
-from trainer.checkpoint_files import check_settings
+from trainer.checkpoint_files import SLURM_FOLDER, check_settings
 from trainer.config import RunConfig, differences, to_dict, to_yaml
 from trainer.files import link_problem, write_atomically
 from trainer.jumps import REWINDS_FILE
@@ -33,7 +33,6 @@ from trainer.stopping import STOP_FILE
 from trainer.watchdog import STALLS
 
 DAMAGE_FILE = "damaged_blocks.jsonl"
-SLURM_FOLDER = "slurm"
 PLAN_FILE = "plan.json"
 
 
