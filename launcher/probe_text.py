@@ -76,9 +76,7 @@ def _by_step(lines: Sequence[dict[str, Any]], steps: list[int], tasks: list[str]
 
 def newest_probes_text(lines: Sequence[dict[str, Any]]) -> str:
     """One line of the newest step that was probed; empty where none was."""
-    chosen = [
-        line for line in lines if (line.get("probe"), line.get("features")) == ("linear", "mean")
-    ]
+    chosen = [line for line in lines if (line["probe"], line["features"]) == ("linear", "mean")]
     if not chosen:
         return ""
     step = max(line["step"] for line in chosen)

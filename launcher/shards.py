@@ -46,11 +46,14 @@ def run(options: argparse.Namespace) -> int:
 
 def _levels(manifest: dict[str, Any]) -> str:
     """What a model reaches on the training text with no context, and with one token of it."""
-    text = f"nats a token of all training text: {manifest['unigram_entropy_nats']:.4f} by frequency"
-    if (bigram := manifest.get("bigram_entropy_nats")) is None:
-        return f"{text}; of pairs nothing is known: an earlier version made this dataset"
-    pairs = manifest["bigram_sample_pairs"]
-    return f"{text}, {bigram:.4f} given the token before it ({pairs:,} pairs)"
+    names = ("unigram_entropy_nats", "bigram_entropy_nats", "bigram_sample_pairs")
+    unigram, bigram, num_pairs = (manifest.get(name) for name in names)
+    if unigram is None or bigram is None or num_pairs is None:
+        return "manifest.json says nothing of pairs of tokens: an earlier version made this dataset"
+    return (
+        f"nats a token of all training text: {unigram:.4f} by frequency, {bigram:.4f} given the token "
+        f"before it ({num_pairs:,} pairs)"
+    )
 
 
 def _verify(root: Path, num_processes: int) -> int:

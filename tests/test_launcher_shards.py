@@ -156,7 +156,7 @@ def test_a_dataset_of_an_earlier_version_has_no_word_of_pairs(copy, capsys):
         del manifest[name]
     (copy / "manifest.json").write_text(json.dumps(sealed(manifest)))
     shards("stat", copy, "--processes", 1)
-    assert "of pairs nothing is known" in capsys.readouterr().out
+    assert "says nothing of pairs of tokens" in capsys.readouterr().out
     manifest["bigram_entropy_nats"] = "4"
     (copy / "manifest.json").write_text(json.dumps(sealed(manifest)))
     with pytest.raises(ValueError, match="bigram_entropy_nats is '4', not a number from 0 on"):
