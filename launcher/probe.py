@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+
 from data.files import read_small_json
 from data.labelled import LabelledTask, read_tasks
 from launcher.probe_file import ProbeFile
@@ -48,6 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-rows", type=int, default=10_000, help="of train, and of dev (default: %(default)s)"
     )
     parser.add_argument(
+        "--threads",
+        type=int,
+        default=1,
+        help="beside training more only wait (default: %(default)s)",
+    )
+    parser.add_argument(
         "--every",
         type=float,
         default=10.0,
@@ -57,9 +65,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """0, or 1 where a checkpoint is damaged. ValueError: what is given cannot be probed, or probed with."""
-    if options.max_rows < 10 or options.every <= 0:
+    least = {"max_rows": 10, "every": 0.01, "threads": 1}
+    if wrong := [name for name, value in least.items() if getattr(options, name) < value]:
         raise ValueError(
-            f"--max-rows {options.max_rows} is below 10, or --every {options.every} is not above 0"
+            "; ".join(
+                f"--{name.replace('_', '-')} {getattr(options, name)} is below {least[name]}"
+                for name in wrong
+            )
         )
     is_run = (options.source / "config.yaml").is_file()
     if not is_run and not (options.source / "config.json").is_file():
@@ -76,6 +88,7 @@ def run(options: argparse.Namespace) -> int:
     for task in tasks:
         print(_describe(task))
     os.nice(NICENESS)
+    torch.set_num_threads(options.threads)
     if is_run:
         try:
             return probe_run(options, tasks)

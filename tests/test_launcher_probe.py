@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from support import OBJECTS, PLACES, ROOT, VERBS, environment, launch, pick, tiny_preset
 from test_launcher_status import held, shown
 
@@ -26,6 +27,15 @@ from launcher.probe_scores import accuracy, macro_f1, majority_class, matthews, 
 __all__ = ["held"]
 SUBJECTS = ("the river", "the old clock")
 PROBES = [("linear", "mean"), ("knn", "mean"), ("linear", "cls"), ("knn", "cls")]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """As `cloze probe` has it: on busy cores several wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -234,6 +244,10 @@ def test_a_model_s_folder(trained: Path, labelled: Path, tmp_path: Path) -> None
         (["{run}", "{tmp}"], "cannot be probed with"),
         (["{run}", "{labelled}", "--columns", "cola=label"], "give TASK=LABEL,TEXT"),
         (["{run}", "{labelled}", "--max-rows", "2"], "--max-rows 2 is below 10"),
+        (
+            ["{run}", "{labelled}", "--threads", "0", "--every", "0"],
+            "--every 0.0 is below 0.01; --threads 0 is below 1",
+        ),
     ],
 )
 def test_what_cannot_be_done(

@@ -1,5 +1,6 @@
 """Features against transformers' own, and probes against other implementations of the same."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,15 @@ TEXTS = [
     ("x",),
 ]  # fmt: skip
 PAIRS = [(first, TEXTS[-number][0]) for number, (first,) in enumerate(TEXTS)]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """As `cloze probe` has it: on busy cores several wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("architecture", ["bert", "modernbert"])
