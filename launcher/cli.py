@@ -12,6 +12,7 @@ cloze status RUN                 how it is doing, or how it ended
 cloze prove-resume PRESET        that a killed run goes on as if nothing had been
 cloze checkpoints list|verify|convert  what a run has; whether it is whole; from DeepSpeed
 cloze blame RUN STEP             which documents were in a step
+cloze probe RUN|MODEL LABELLED   what frozen checkpoints know of labelled texts
 cloze export RUN FOLDER          the newest checkpoint as a Hugging Face folder
 cloze evaluate RUN|FOLDER        held-out loss and accuracy of each source, and pseudo-perplexity
 """
@@ -33,6 +34,10 @@ COMMANDS = {  # in launcher/: only the module of the command that was given is i
     "shards": ("shards", "verify a dataset, or count what is in it"),
     "doctor": ("doctor", "what is wrong with a dataset or a preset, before anything is trained"),
     "blame": ("blame", "which documents were in a step"),
+    "probe": (
+        "probe",
+        "what frozen checkpoints know of labelled texts: linear and nearest neighbours",
+    ),
     "status": ("status", "how a run is doing, or how it ended"),
     "checkpoints": ("checkpoints", "list or verify a run's, or convert those of DeepSpeed"),
     "prove-resume": (

@@ -6,6 +6,7 @@ runs/tiny/
     jobs.jsonl                       what happened, job by job
     damaged_blocks.jsonl             which readings of a block were passed over, and why
     plan.json                        what `cloze plan` foretold; the run compares
+    probes.jsonl                     what `cloze probe` found, beside the run
     rewinds.jsonl                    where a rewind has moved the stream
     slurm/                           what `cloze submit` froze, logs of its jobs, how each start ended
     lock owner.json                  the job that is training now
