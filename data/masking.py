@@ -133,31 +133,47 @@ def mask_spans(
     is_word_start: bool, for each of text.slots. kind: "wwm" one word at a time, "span" runs of geometric
     length, "ngram" runs of 1 to 4.
 
-    Runs are drawn in the order of their first words' hashes, and may overlap; the last one is hidden if that
-    brings the row nearer to its share. What is shown is drawn for each token, of "span" for a whole run (Joshi
-    et al. 2020, 3.1).
+    Runs are drawn in the order of their first words' hashes, and may overlap; none reaches over a special
+    token. The last one is hidden if that brings the row nearer to its share. What is shown is drawn for each
+    token, of "span" for a whole run (Joshi et al. 2020, 3.1).
     """
     slots, row_starts, keys = text
-    num_text = np.diff(np.searchsorted(slots, row_starts))
-    row = np.repeat(np.arange(len(num_text)), num_text)
-    position = (slots - row_starts[:-1][row]).astype(np.uint64)
-    starts = is_word_start.copy()
-    first = np.ones(len(slots), dtype=bool)  # of a row, or behind a special token
-    first[1:] = slots[1:] != slots[:-1] + 1
-    starts |= first
-    words = np.flatnonzero(starts)  # [W], into text.slots
-    word_of = np.cumsum(starts) - 1
-    hashes = hash_slots(keys[row[words]], position[words])
-    run_hash = _least_hash_of_runs(hashes, _run_lengths(hashes, kind), first[words])
-    masked = _first_runs(
-        run_hash, np.bincount(word_of), row[words], _budget(num_text, masking.fraction)
+    begins = np.ones(len(slots), dtype=bool)  # of a row, or behind a special token
+    np.not_equal(slots[1:], slots[:-1] + 1, out=begins[1:])
+    words = np.flatnonzero(is_word_start | begins)  # [W], into text.slots
+    sizes = np.diff(words, append=len(slots))
+    text_starts = np.searchsorted(slots, row_starts)
+    bounds = np.searchsorted(words, text_starts)
+    row = np.repeat(np.arange(len(keys)), np.diff(bounds))
+    hashes = hash_slots(keys[row], (slots[words] - row_starts[row]).astype(np.uint64))
+    # one sort for all rows: by row, then hash, then word, which it carries along
+    by_hash = (hashes >> np.uint64(HASH_SHIFT)) << np.uint64(16)
+    by_hash |= (np.arange(len(words)) - bounds[row]).astype(np.uint64)
+    by_hash |= row.astype(np.uint64) << np.uint64(56)
+    by_hash.sort()
+    order = (by_hash & np.uint64(0xFFFF)).astype(np.int64) + bounds[row]
+    # runs before one hide their first words at least: if these reach the budget, it is not hidden
+    budget = _budget(np.diff(text_starts), masking.fraction)
+    is_drawn = np.cumsum(sizes[order]) - sizes[order] < (budget + text_starts[:-1])[row]
+    drawn = order[is_drawn]
+    stretches = np.append(np.flatnonzero(begins[words]), len(words))
+    left = stretches[np.searchsorted(stretches, drawn, side="right")] - drawn
+    lengths = np.minimum(_run_lengths(hashes[drawn], kind), left)
+    run_of = _run_of_words(drawn, lengths, len(words))
+    hidden = np.flatnonzero(run_of >= 0)
+    is_hidden = _first_runs(run_of[hidden], sizes[hidden], row[drawn], budget)
+    hidden = hidden[is_hidden[run_of[hidden]]]
+    num_tokens = sizes[hidden]
+    inner = np.arange(int(num_tokens.sum())) - np.repeat(
+        np.cumsum(num_tokens) - num_tokens, num_tokens
     )
-    taken = np.flatnonzero(masked[word_of])
-    of_token = hash_slots(keys[row[taken]], position[taken])
-    of_run = run_hash[word_of[taken]] if kind == "span" else of_token
-    labels = ids[slots[taken]]
-    ids[slots[taken]] = shown_instead(labels, of_run, masking, vocabulary, of_token)
-    return slots[taken], labels
+    taken = slots[np.repeat(words[hidden], num_tokens) + inner]
+    row = np.repeat(row[hidden], num_tokens)
+    of_token = hash_slots(keys[row], (taken - row_starts[row]).astype(np.uint64))
+    of_run = np.repeat(hashes[drawn[run_of[hidden]]], num_tokens) if kind == "span" else of_token
+    labels = ids[taken]
+    ids[taken] = shown_instead(labels, of_run, masking, vocabulary, of_token)
+    return taken, labels
 
 
 def _run_lengths(hashes: np.ndarray, kind: str) -> np.ndarray:
@@ -172,45 +188,31 @@ def _run_lengths(hashes: np.ndarray, kind: str) -> np.ndarray:
     return 1 + np.searchsorted(np.cumsum(shares / shares.sum())[:-1], draw, side="right")
 
 
-def _least_hash_of_runs(
-    hashes: np.ndarray, lengths: np.ndarray, is_first: np.ndarray
-) -> np.ndarray:
-    """uint64: the hash of the run that hides each word first: the least of those that reach it.
+def _run_of_words(drawn: np.ndarray, lengths: np.ndarray, num_words: int) -> np.ndarray:
+    """int64 [num_words]: which run hides each word first, -1 for none.
 
-    No run reaches over the start of a row, or over a special token (is_first: bool, of words behind one).
+    drawn, lengths: of the runs in their order, first words and how many.
     """
-    least = hashes.copy()
-    segment = np.cumsum(is_first)
-    for distance in range(1, int(lengths.max(initial=1))):
-        reaches = (lengths[:-distance] > distance) & (segment[distance:] == segment[:-distance])
-        earlier = np.where(reaches, hashes[:-distance], np.uint64(0xFFFFFFFFFFFFFFFF))
-        np.minimum(least[distance:], earlier, out=least[distance:])
-    return least
+    number = np.repeat(np.arange(len(drawn)), lengths)
+    word = np.repeat(drawn - np.cumsum(lengths) + lengths, lengths) + np.arange(len(number))
+    run_of = np.full(num_words, -1)
+    run_of[word[::-1]] = number[::-1]  # of several values, the last stays
+    return run_of
 
 
 def _first_runs(
-    run_hash: np.ndarray, num_tokens: np.ndarray, row: np.ndarray, budget: np.ndarray
+    run: np.ndarray, num_tokens: np.ndarray, row: np.ndarray, budget: np.ndarray
 ) -> np.ndarray:
-    """bool: the words of the runs, in the order of their hashes, that make up each row's budget of tokens.
+    """bool: the runs, in their order, that make up each row's budget of tokens.
 
-    run_hash, num_tokens, row: of each word. A run is hidden if most of it is within the budget; the first is in
-    any case.
+    run, num_tokens: of each word that one hides; row: of each run. A run is hidden if most of it is within the
+    budget; the first of a row is in any case.
     """
-    order = np.lexsort((run_hash, row))
-    change = np.ones(len(order), dtype=bool)  # the first word of a run, in that order
-    change[1:] = (run_hash[order][1:] != run_hash[order][:-1]) | (row[order][1:] != row[order][:-1])
-    run = np.cumsum(change) - 1
-    first = np.flatnonzero(change)
-    size = np.bincount(run, weights=num_tokens[order]).astype(np.int64)
-    run_row = row[order][first]
+    size = np.bincount(run, weights=num_tokens, minlength=len(row)).astype(np.int64)
     before = np.cumsum(size) - size
-    row_change = np.ones(len(first), dtype=bool)
-    row_change[1:] = run_row[1:] != run_row[:-1]
-    before -= before[np.maximum.accumulate(np.where(row_change, np.arange(len(first)), 0))]
-    taken = (2 * (budget[run_row] - before) >= size) | row_change
-    masked = np.zeros(len(order), dtype=bool)
-    masked[order] = taken[run]
-    return masked
+    is_first = np.diff(row, prepend=-1) > 0
+    before -= before[np.maximum.accumulate(np.where(is_first, np.arange(len(row)), 0))]
+    return (2 * (budget[row] - before) >= size) | is_first
 
 
 def mask_always(

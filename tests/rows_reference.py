@@ -220,7 +220,7 @@ def words_to_hide(
         runs.append((bits, run))
     taken: dict[int, tuple[int, list[int]]] = {}
     num_hidden = 0
-    for bits, run in sorted(runs):
+    for bits, run in sorted(runs, key=lambda item: (item[0] >> 24, item[1])):
         new = [number for number in run if number not in taken]
         size = sum(len(words[number]) for number in new)
         if not new:
