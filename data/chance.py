@@ -8,15 +8,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 REORDER_PARTS = 4  # that a shuffled sequence is cut into
-MASKED = (
-    "mlm",
-    "wwm",
-    "span",
-    "ngram",
-    "static_mlm",
-    "rtd_generator",
-)  # 80 % [MASK], 10 % another, 10 % kept
-REWRITTEN = ("word_order",)  # the slot shows some other token
+MASKED = ("mlm", "wwm", "span", "ngram", "static_mlm")  # 80 % [MASK], 10 % another, 10 % kept
+REWRITTEN = ("word_order", "rtd_generator")  # the slot shows [MASK], or some other token
 CAUSAL = ("clm", "prefix_lm", "denoise")  # the token before is seen
 CLASSES = {
     "nsp": 2,

@@ -5,16 +5,17 @@ import math
 from pathlib import Path
 
 import pytest
-from support import ROOT, launch, read_metrics, tiny_preset
+from support import ROOT, launch, read_metrics, tiny_preset, write_corpus
 from test_trainer_resume import reached, start_and_kill
 
 from data.objectives import TASKS, read_mixture
+from data.prepare import PrepareConfig, prepare
 from launcher import cli
 from trainer.config import ModelConfig, differences, load_config, to_dict
 from trainer.task_losses import DEFAULT_LOSS_WEIGHTS
 
 EVERYTHING = {
-    "mlm+nsp": 2, "wwm+sop": 2, "span+order": 2, "ngram+distance": 2, "static_mlm": 1, "rtd": 1, "clm": 1,
+    "mlm+nsp": 2, "wwm+sop": 2, "span+order": 4, "ngram+distance": 4, "static_mlm": 1, "rtd": 1, "clm": 1,
     "prefix_lm": 1, "denoise": 1, "mlm+word_order": 1, "mlm+reorder+relative": 2, "mlm+contrastive": 1,
     "mlm+cpc": 1,
 }  # fmt: skip
@@ -26,8 +27,8 @@ def changes(stage: str = "zero2", **more: object) -> dict:
         "steps": STEPS,
         "global_batch_size": 32,
         "eval_every": 5,
-        "data": {"objectives": EVERYTHING},
-        "model": {"generator_divisor": 2},
+        "data": {"objectives": EVERYTHING, "sequence_length": 128},
+        "model": {"generator_divisor": 2, "max_position_embeddings": 128},
         "deepspeed": str(ROOT / "ds_configs" / f"{stage}.json"),
         **more,
     }
@@ -43,9 +44,22 @@ def curve(run: Path) -> list[dict]:
 
 
 @pytest.fixture(scope="module")
-def unbroken(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One block: what is asked of pairs needs many of them in one place."""
+    folder = tmp_path_factory.mktemp("whole")
+    text = write_corpus(folder / "text.jsonl", 1000)
+    return prepare(
+        PrepareConfig(
+            output=str(folder / "dataset"), sources={"text": (str(text),)}, vocab_size=360,
+            heldout_fraction=0.1,
+        )
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def unbroken(whole_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("everything")
-    result = launch(tiny_preset(folder, tiny_dataset, **changes()), processes=2)
+    result = launch(tiny_preset(folder, whole_dataset, **changes()), processes=2)
     assert result.returncode == 0, result.stderr
     return folder / "run"
 
@@ -62,8 +76,8 @@ def test_every_task_has_a_loss(unbroken: Path) -> None:
         assert m["loss"] == pytest.approx(expected) and math.isfinite(m["loss"])
 
 
-def test_killed_and_bitwise_the_same(unbroken: Path, tiny_dataset: Path, tmp_path: Path) -> None:
-    preset = tiny_preset(tmp_path, tiny_dataset, **changes())
+def test_killed_and_bitwise_the_same(unbroken: Path, whole_dataset: Path, tmp_path: Path) -> None:
+    preset = tiny_preset(tmp_path, whole_dataset, **changes())
     start_and_kill(preset, tmp_path / "run", 2, reached(5))
     last = launch(preset, processes=2)
     assert last.returncode == 0, last.stderr
@@ -75,10 +89,10 @@ def test_killed_and_bitwise_the_same(unbroken: Path, tiny_dataset: Path, tmp_pat
 
 @pytest.mark.parametrize(("stage", "processes"), [("zero3", 4), ("zero0", 1)])
 def test_on_other_ranks_the_rows_are_the_same_and_the_losses_but_for_rounding(
-    stage: str, processes: int, unbroken: Path, tiny_dataset: Path, tmp_path: Path
+    stage: str, processes: int, unbroken: Path, whole_dataset: Path, tmp_path: Path
 ) -> None:
     """Ranks whose rows have none of a task take part in its loss all the same: nothing hangs."""
-    preset = tiny_preset(tmp_path, tiny_dataset, **changes(stage))
+    preset = tiny_preset(tmp_path, whole_dataset, **changes(stage))
     result = launch(preset, processes=processes)
     assert result.returncode == 0, result.stderr
     for ours, theirs in zip(curve(tmp_path / "run"), curve(unbroken), strict=True):
