@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 from support import ROOT, environment, free_port, launch, read_metrics, tiny_preset
@@ -55,7 +56,11 @@ def test_packages_are_installed_as_by_make() -> None:
     recipe = (ROOT / "Makefile").read_text().partition("venv .venv")[2].partition("touch $@")[0]
     made = pip_commands(recipe.replace("$(BIN)", ".venv/bin"))
     assert len(made) == 3
-    assert pip_commands("\n".join(of_kind("RUN"))) == made
+    scripts = "\n".join(of_kind("RUN"))
+    assert pip_commands(scripts) == made
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    for package in settings["packages"]:  # found as packages while they are empty
+        assert f"{package.replace('.', '/')}/__init__.py" in scripts.split()
 
 
 def test_the_recipe_is_sound() -> None:
