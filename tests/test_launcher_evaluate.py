@@ -6,6 +6,7 @@ import math
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,15 @@ SMALL = {
     "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64,
     "max_position_embeddings": 64,
 }  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Models this small wait for their threads longer than they compute, beside other tests above all."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -231,19 +241,19 @@ def test_pseudo_perplexity_is_that_of_one_token_at_a_time(
     folder = fresh_folder(tmp_path / "hf", tiny_dataset, architecture)
     report = evaluate(
         capsys, folder, tiny_dataset, "--sequence-length", 40, "--rows", 4,
-        "--pseudo-perplexity", "--documents", 5,
+        "--pseudo-perplexity", "--documents", 2,
     )["pseudo"]  # fmt: skip
     kind = {"bert": "BertForMaskedLM", "modernbert": "ModernBertForMaskedLM"}[architecture]
     model = getattr(transformers, kind).from_pretrained(folder, dtype=torch.float32).eval()
     dataset = Dataset.open(tiny_dataset)
-    documents = list(heldout_documents(dataset, 5))
+    documents = list(heldout_documents(dataset, 2))
     losses = {source: 0.0 for source in dataset.sources}
     lengths = dict.fromkeys(losses, 0)
     for source, tokens in documents:
         for piece in pieces_of(tokens, 38):
             losses[source] += one_token_at_a_time(model, piece.tolist(), dataset.special_ids)
         lengths[source] += len(tokens)
-    assert report["together"]["num_documents"] == 5
+    assert report["together"]["num_documents"] == 2
     assert report["together"]["num_tokens"] == sum(lengths.values())
     mean = sum(losses.values()) / sum(lengths.values())
     assert report["together"]["pseudo_perplexity"] == pytest.approx(math.exp(mean), rel=1e-4)
@@ -296,8 +306,13 @@ def test_a_folder_without_the_next_sentence_head(
 
 
 def test_a_table_for_people(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--rows", "24", "--pseudo-perplexity", "--documents", "2"]
+    arguments = ["--rows", "24", "--pseudo-perplexity", "--documents", "9"]
     report = evaluate(capsys, finished, *arguments)
+    pseudo = report["pseudo"]
+    assert list(pseudo["sources"]) == ["first", "second"]
+    for name in ("num_documents", "num_tokens"):
+        found = sum(values[name] for values in pseudo["sources"].values())
+        assert found == pseudo["together"][name]
     assert cli.main(["evaluate", str(finished), *arguments]) == 0
     text = capsys.readouterr().out
     header = next(line for line in text.splitlines() if line.startswith("source"))
