@@ -10,9 +10,10 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from typing import Any, NamedTuple
 
-from launcher.cluster_board import Address, Board, get, put, why_not_reached
+from launcher.cluster_board import CONNECT_SECONDS, Address, Board, get, put, why_not_reached
 
 READY_SECONDS = 120.0  # to import torch, perhaps from a slow disk
 GROUP_SECONDS = 40.0  # for a group to meet and to be measured: torch's own timeout
@@ -47,22 +48,22 @@ class Worker:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True,
             env={**os.environ, "TORCH_CPP_LOG_LEVEL": "FATAL"},
         )  # fmt: skip
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._in, self._out = self._process.stdin, self._process.stdout
         self._lines: queue.Queue[str] = queue.Queue()
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        self.has_ended = False
 
     def _read(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
+        for line in self._out:
             self._lines.put(line)
         self._lines.put("")
 
     def send(self, request: dict[str, Any]) -> None:
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(json.dumps(request) + "\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # receive() tells that it has ended
+        with suppress(BrokenPipeError, ValueError):  # it has ended: receive() will tell
+            self._in.write(json.dumps(request) + "\n")
+            self._in.flush()
 
     def receive(self, seconds: float) -> dict[str, Any]:
         """Its next line; {"error": ...} where it has failed, or said nothing in time, and is no more."""
@@ -74,22 +75,25 @@ class Worker:
         answer = json.loads(line or "{}")
         if answer and "error" not in answer:
             return answer
-        self.end()
-        if answer:
-            return answer
-        self._errors.seek(0)
-        said = self._errors.read().decode(errors="replace").strip().splitlines()
-        return {
-            "error": f"its process ended with {self._process.returncode}: {''.join(said[-1:])[:300]}"
+        said = self.end()
+        return answer or {
+            "error": f"its process ended with {self._process.returncode}: {said[:300]}"
         }
 
-    @property
-    def has_ended(self) -> bool:
-        return self._process.poll() is not None
-
-    def end(self) -> None:
+    def end(self) -> str:
+        """Kill it. The last line that it wrote to stderr."""
+        if self.has_ended:
+            return ""
+        self.has_ended = True
         self._process.kill()
         self._process.wait()
+        self._reader.join(timeout=5)
+        self._out.close()
+        with suppress(BrokenPipeError):
+            self._in.close()
+        with self._errors as errors:
+            errors.seek(0)
+            return "".join(errors.read().decode(errors="replace").strip().splitlines()[-1:])
 
 
 class Workers:
@@ -179,7 +183,8 @@ def _reach(
     (other,) = (members[rank] for rank in group.ranks if rank != own)
     reason = why_not_reached(Address(other.address, other.port))
     put(board, f"{group.name}/reached/{own}", reason)
-    theirs = get(board, f"{group.name}/reached/{other.rank}", KILL_SECONDS)
+    seconds = 2 * CONNECT_SECONDS if reason else KILL_SECONDS
+    theirs = get(board, f"{group.name}/reached/{other.rank}", seconds)
     if reason or theirs:
         return {"unreached": reason}
     return None
