@@ -47,7 +47,7 @@ def main() -> None:
     for _ in range(options.repeats):
         for way in WAYS:
             command = [sys.executable, "-m", "bench.trainer", *sys.argv[1:], "--way", way]
-            output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
             found[way].append(json.loads(output.splitlines()[-1]))
     print(report(found, options.saves))
 

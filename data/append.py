@@ -17,12 +17,12 @@ from data.files import read_json, remove_temporaries, sync_folder, write_array, 
 from data.inputs import capped, find_files
 from data.manifest import sealed
 from data.plan import MANIFEST_FILE, PLAN_FILE, PrepareConfig, differences, locked_folder, make_plan
-from data.prepare import check_splits, entropy_facts
+from data.prepare import check_splits, entropy_facts, neighbour_facts
 from data.progress import explain_full_disk, print_summary, stage
 from data.shard_writer import ShardAddress, WrittenShard, contents_of, table_facts, table_of
 from data.shards import Dataset
 from data.stages import Job, count_buckets, encode, scan, write_shards
-from data.token_counts import count_tasks, count_tokens
+from data.token_counts import TokenCounts, count_tasks, count_tokens, no_counts
 from data.vocab import Tokenizer
 
 WORK_FOLDER = ".work-append"
@@ -122,27 +122,32 @@ def _carry_out(job: Job, dataset: Dataset, plan_path: Path, plan: dict[str, Any]
     buckets = count_buckets(job, scans)
     encoded = encode(job, scans, tokenizer, buckets)
     written, counts = write_shards(job, scans, tokenizer, buckets)
-    _count_old_tokens(job, dataset, counts)
+    counts = _count_old_tokens(job, dataset) | counts
     write_json(plan_path, plan)
     facts = entropy_facts(counts, tokenizer.vocab_size - len(tokenizer.special_ids))
+    blocks = np.concatenate([dataset.blocks, table_of(written)])
+    sources = {"sources": [*dataset.sources, *job.sources]}
+    facts |= neighbour_facts(job, dataset.manifest | sources, blocks)
     _publish(job, dataset, facts, written)
     shutil.rmtree(job.work)
     print_summary(job.root, scans, encoded, job.seconds)
 
 
-def _count_old_tokens(job: Job, dataset: Dataset, counts: dict[str, np.ndarray]) -> None:
-    """Add the tokens of the old shards to `counts`: the manifest's entropies are over all sources."""
+def _count_old_tokens(job: Job, dataset: Dataset) -> TokenCounts:
+    """The tokens of the old shards: the manifest's entropies are over all sources."""
+    counts = no_counts(dataset.sources, dataset.vocab_size)
     tasks = count_tasks(dataset)
     with stage(job.seconds, "count", len(tasks), "") as bar:
         for task, found in job.run(count_tokens, tasks):
-            counts[task.split] += found
+            counts[task.source, task.split] += found
             bar.update()
+    return counts
 
 
 def _publish(
     job: Job,
     dataset: Dataset,
-    facts: dict[str, float],
+    facts: dict[str, Any],
     written: list[tuple[ShardAddress, WrittenShard]],
 ) -> None:
     """Write both tables anew, the old rows first, and put them in the place of the old ones."""

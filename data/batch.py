@@ -6,8 +6,11 @@ row.
 """
 
 import itertools
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -23,9 +26,12 @@ from data.lanes import (
     check_division,
     rows_of_batch,
 )
+from data.loader_workers import follow_rank, start_fork_server
 from data.masking import Vocabulary
 from data.rows import Row, make_rows, plan_rows, rows_at_once
 from data.shards import Dataset
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -138,6 +144,7 @@ def build_loader(
     micro_batches = MicroBatches(config, reader, state, end_row)
     if config.num_workers == 0:
         return iter(micro_batches)
+    start_fork_server()
     loader = DataLoader(
         micro_batches,
         batch_size=None,
@@ -145,6 +152,7 @@ def build_loader(
         prefetch_factor=2,
         multiprocessing_context="forkserver",
         pin_memory=False,
+        worker_init_fn=partial(follow_rank, os.getpid()),
     )
     return iter(loader)
 
@@ -185,9 +193,20 @@ def evaluation_batches(
 
 def heldout_rows(dataset: Dataset, config: DataConfig, seed: int, num_rows: int) -> list[Row]:
     """The first `num_rows` rows of the held-out split, one block after the other in turn."""
+    blocks = dataset.block_indices("heldout").tolist()
+    in_turn = rows_in_turn(dataset, config, seed, blocks)
+    return [row for _, row in itertools.islice(in_turn, num_rows)]
+
+
+def rows_in_turn(
+    dataset: Dataset, config: DataConfig, seed: int, blocks: list[int]
+) -> Iterator[tuple[int, Row]]:
+    """(block, row) of some held-out blocks: a row of each in turn, until all are used up.
+
+    A block is read when its first row is asked for, and held until its last.
+    """
     vocabulary = Vocabulary.of(dataset.special_ids, dataset.vocab_size)
     mixture, masking = config.mixture, config.masking
-    queues: list[Iterator[Row]] = []
 
     def rows_of(index: int) -> Iterator[Row]:
         key = stable_hash64(seed, "heldout", index)
@@ -199,14 +218,15 @@ def heldout_rows(dataset: Dataset, config: DataConfig, seed: int, num_rows: int)
             rows = make_rows(block, plan, numbers, vocabulary, masking, key)
             yield from map(rows.row, range(len(numbers)))
 
-    queues = [rows_of(int(index)) for index in dataset.block_indices("heldout")]
-    rows: list[Row] = []
-    while queues and len(rows) < num_rows:
+    return in_turn([zip(itertools.repeat(index), rows_of(index)) for index in blocks])
+
+
+def in_turn(queues: list[Iterator[Item]]) -> Iterator[Item]:
+    """One item of each queue in turn, until all are used up; none is begun before its turn."""
+    while queues:
         still_open = []
         for queue in queues:
-            row = next(queue, None)
-            if row is not None and len(rows) < num_rows:
-                rows.append(row)
+            for item in itertools.islice(queue, 1):
+                yield item
                 still_open.append(queue)
         queues = still_open
-    return rows

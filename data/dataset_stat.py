@@ -4,9 +4,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from data.entropy import unigram_entropy
 from data.pool import run_tasks
 from data.shards import SPLITS, Dataset, Split
-from data.token_counts import count_tasks, count_tokens
+from data.token_counts import count_tasks, count_tokens, no_counts
 from data.tokenizer_hf import SPECIAL_TOKENS
 from data.vocab import Tokenizer
 
@@ -29,6 +30,7 @@ class SplitStat(NamedTuple):
     characters_per_token: float
     unknown_share: float  # of tokens that are [UNK]
     special_share: float  # of tokens that are any other special token
+    unigram_entropy_nats: float  # of this split of this source
     epochs: float | None  # of the train split in a number of tokens that is asked for
 
 
@@ -36,11 +38,7 @@ def dataset_stats(
     dataset: Dataset, num_processes: int, num_tokens: int | None = None
 ) -> list[SplitStat]:
     """Reads every block. num_tokens: what a run is to train on; gives `epochs`. ValueError: damage."""
-    counts = {
-        (source, split): np.zeros(dataset.vocab_size, np.int64)
-        for source in dataset.sources
-        for split in SPLITS
-    }
+    counts = no_counts(dataset.sources, dataset.vocab_size)
     for task, found in run_tasks(count_tokens, count_tasks(dataset), num_processes):
         counts[task.source, task.split] += found
     sizes = Tokenizer.load(dataset.root / "tokenizer").piece_sizes()
@@ -81,6 +79,7 @@ def _stat(
         characters_per_token=_ratio(characters, tokens),
         unknown_share=_ratio(int(counts[dataset.special_ids["[UNK]"]]), tokens),
         special_share=_ratio(int(counts[special].sum()), tokens),
+        unigram_entropy_nats=unigram_entropy(counts) + 0.0,  # no -0.0 of an empty split
         epochs=epochs if split == "train" else None,
     )
 

@@ -68,6 +68,7 @@ def parse_manifest(place: str, raw: bytes) -> dict[str, Any]:
 
 def _manifest_problems(manifest: dict[str, Any]) -> list[str]:
     problems = _wrong_values(manifest, "", {"vocab_size": _COUNT, "token_dtype": _DTYPE})
+    problems += _wrong_values(manifest, "", {n: k for n, k in OPTIONAL.items() if n in manifest})
     problems += _wrong_values(
         manifest.get("blocks"), "blocks.", {"nbytes": _COUNT, "num_blocks": _COUNT, "xxh3": _DIGEST}
     )
@@ -134,6 +135,20 @@ _IDS = _Kind(
     "a mapping of tokens to ids",
     lambda value: isinstance(value, dict) and all(map(_is_count, value.values())),
 )
+
+_NUMBER = _Kind(
+    "a number from 0 on", lambda value: type(value) in (int, float) and 0 <= value < MAX_COUNT
+)
+OPTIONAL = {  # datasets of earlier versions have none of these
+    **dict.fromkeys(
+        ("bigram_entropy_nats", "bigram_sample_pairs", "unigram_accuracy", "context_free_accuracy"),
+        _NUMBER,
+    ),
+    "source_unigram_entropy_nats": _Kind(
+        "a mapping of sources to nats",
+        lambda value: isinstance(value, dict) and all(map(_NUMBER.fits, value.values())),
+    ),
+}
 
 
 def _wrong_values(holder: Any, prefix: str, wanted: dict[str, _Kind]) -> list[str]:

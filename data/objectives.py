@@ -24,7 +24,7 @@ What is asked of sentences:
     nsp          does B follow A, or is it of another document? (Devlin et al. 2019)
     sop          does B follow A, or A follow B? (Lan et al. 2020)
     order        is B next, previous, or of another document? (Wang et al. 2020)
-    distance     does B follow, is it elsewhere in the document, or of another? (Sun et al. 2020)
+    distance     does B follow, come later in the document, or from another? (Sun et al. 2020)
     reorder      which place did each of four shuffled parts have? (Lee et al. 2020)
     relative     how far, and in which direction, were two of four shuffled parts apart?
     contrastive  are two views of a sequence under dropout each other's nearest? (Gao et al. 2021)

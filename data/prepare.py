@@ -12,9 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from data.entropy import context_free_loss, unigram_cross_entropy, unigram_entropy
+from data.entropy import (
+    context_free_accuracy,
+    context_free_loss,
+    unigram_cross_entropy,
+    unigram_entropy,
+)
 from data.files import temporary_name
 from data.inputs import find_files
+from data.neighbours import bigram_facts
 from data.plan import (
     WORK_FOLDER,
     PrepareConfig,
@@ -25,9 +31,10 @@ from data.plan import (
 )
 from data.progress import explain_full_disk, print_summary, stage
 from data.scan import Scan, sample_of_files, sample_texts
-from data.shard_writer import publish_dataset
+from data.shard_writer import publish_dataset, table_of
 from data.shards import SPLITS, Dataset, token_dtype_for
 from data.stages import Job, count_buckets, encode, scan, write_shards
+from data.token_counts import TokenCounts
 from data.tokenizer_hf import export_tokenizer, forget_model
 from data.tokenizer_literals import refuse_matched_literals
 from data.tokenizer_train import publish_folder, train_tokenizer
@@ -87,7 +94,9 @@ def _carry_out(job: Job, verify: Verify | None) -> None:
     buckets = count_buckets(job, scans)
     encoded = encode(job, scans, tokenizer, buckets)
     written, counts = write_shards(job, scans, tokenizer, buckets)
-    publish_dataset(job.root, _facts(job.config, tokenizer, counts), job.sources, written)
+    facts = _facts(job.config, tokenizer, counts)
+    facts |= neighbour_facts(job, facts | {"sources": job.sources}, table_of(written))
+    publish_dataset(job.root, facts, job.sources, written)
     shutil.rmtree(job.work)
     print_summary(job.root, scans, encoded, job.seconds)
 
@@ -160,9 +169,7 @@ def _copy_tokenizer(given: Path, folder: Path) -> None:
     publish_folder(staged, folder)
 
 
-def _facts(
-    config: PrepareConfig, tokenizer: Tokenizer, counts: dict[str, np.ndarray]
-) -> dict[str, Any]:
+def _facts(config: PrepareConfig, tokenizer: Tokenizer, counts: TokenCounts) -> dict[str, Any]:
     """What the manifest says beside sources and blocks."""
     return {
         "vocab_size": tokenizer.vocab_size,
@@ -180,17 +187,40 @@ def _facts(
     }
 
 
-def entropy_facts(counts: dict[str, np.ndarray], num_ordinary: int) -> dict[str, float]:
+def entropy_facts(counts: TokenCounts, num_ordinary: int) -> dict[str, Any]:
     """What a model reaches without context. num_ordinary: tokens that are not special.
 
     ValueError when a split has no token.
     """
-    if bare := [split for split in SPLITS if not counts[split].any()]:
+    train, heldout = (
+        np.sum([found for (_, split), found in counts.items() if split == wanted], axis=0)
+        for wanted in SPLITS
+    )
+    held = dict(zip(SPLITS, (train, heldout), strict=True))
+    if bare := [split for split in SPLITS if not held[split].any()]:
         raise ValueError(
             f"the documents of {' and '.join(bare)} hold nothing but control characters"
         )
     return {
-        "unigram_entropy_nats": unigram_entropy(counts["train"]),
-        "context_free_loss_nats": context_free_loss(counts["train"], num_ordinary),
-        "heldout_unigram_nats": unigram_cross_entropy(counts["train"], counts["heldout"]),
+        "unigram_entropy_nats": unigram_entropy(train),
+        "context_free_loss_nats": context_free_loss(train, num_ordinary),
+        "heldout_unigram_nats": unigram_cross_entropy(train, heldout),
+        "unigram_accuracy": round(int(train.max()) / int(train.sum()), 9),
+        "context_free_accuracy": context_free_accuracy(train, num_ordinary),
+        "source_unigram_entropy_nats": {
+            source: unigram_entropy(found)
+            for (source, split), found in counts.items()
+            if split == "train"
+        },
     }
+
+
+def neighbour_facts(job: Job, manifest: dict[str, Any], table: np.ndarray) -> dict[str, Any]:
+    """Stage 5: what a model reaches with one token of context, of shards that are not published yet.
+
+    manifest: what is known of the dataset by now; table: its block table.
+    """
+    with stage(job.seconds, "pairs", 1, "") as bar:
+        facts = bigram_facts(Dataset(job.root, manifest, "", table))
+        bar.update()
+    return facts

@@ -77,12 +77,14 @@ def print_summary(
                 f"{source:<16} {split:<8} {held['num_documents']:>11,} {held['num_tokens']:>15,} "
                 f"{blocks:>8,} {len(held['shards']):>7,}"
             )
+    bigram = manifest.get("bigram_entropy_nats")
     num_bytes = sum(sum(scan.num_bytes.values()) for scan in scans)
     num_tokens = sum(counts["num_tokens"] for counts in encoded)
     print(
         f"{num_bytes:,} bytes of text, {num_bytes / num_tokens:.2f} bytes per token; unigram entropy "
         f"{manifest['unigram_entropy_nats']:.4f} nats, of held-out text "
         f"{manifest['heldout_unigram_nats']:.4f}"
+        + (f"; bigram entropy {bigram:.4f}" if bigram is not None else "")
     )
     if num_empty := sum(scan.num_empty for scan in scans):
         print(f"skipped {num_empty:,} empty documents")

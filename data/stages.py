@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
-
 from data.executors import run_on
 from data.files import read_json
 from data.inputs import InputFile, capped
@@ -30,6 +28,7 @@ from data.progress import stage
 from data.scan import Scan, ScanTask, load_scan, scan_file
 from data.shard_writer import ShardAddress, WrittenShard
 from data.shards import SPLITS, Split, token_dtype_for
+from data.token_counts import TokenCounts, no_counts
 from data.vocab import Tokenizer
 
 PART_BYTES = 8 << 20  # of a file on disk: what an encoding task takes of a plain .jsonl
@@ -170,8 +169,8 @@ def encode(
 
 def write_shards(
     job: Job, scans: list[Scan], tokenizer: Tokenizer, buckets: dict[str, Buckets]
-) -> tuple[list[tuple[ShardAddress, WrittenShard]], dict[str, np.ndarray]]:
-    """Stage 4: one shard per bucket. (shards without token counts, split -> counts over all shards)."""
+) -> tuple[list[tuple[ShardAddress, WrittenShard]], TokenCounts]:
+    """Stage 4: one shard per bucket. (shards without token counts, token counts over all shards)."""
     tasks = []
     for number, source in enumerate(job.sources, job.first_source):
         spills = tuple(
@@ -200,9 +199,9 @@ def write_shards(
         for _ in job.run(write_bucket, waiting):
             bar.update()
     written = []
-    counts = {split: np.zeros(tokenizer.vocab_size, np.int64) for split in SPLITS}
+    counts = no_counts(job.sources, tokenizer.vocab_size)
     for task in tasks:
         if (shard := load_shard(task)) is not None:
-            counts[task.address.split] += shard.token_counts
-            written.append((task.address, shard._replace(token_counts=counts["train"][:0])))
+            counts[task.address.source, task.address.split] += shard.token_counts
+            written.append((task.address, shard._replace(token_counts=shard.token_counts[:0])))
     return written, counts

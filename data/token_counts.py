@@ -1,6 +1,7 @@
 """A dataset in, how often each token occurs in it out, in tasks that may run side by side."""
 
 import functools
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,8 @@ from data.shards import SPLITS, Dataset, Split
 
 BLOCKS_PER_TASK = 256
 
+TokenCounts = dict[tuple[str, Split], np.ndarray]  # (source, split) -> int64 [vocab_size]
+
 
 @dataclass(frozen=True)
 class CountTask:
@@ -16,6 +19,11 @@ class CountTask:
     source: str
     split: Split
     blocks: tuple[int, ...]  # rows of the block table
+
+
+def no_counts(sources: Iterable[str], vocab_size: int) -> TokenCounts:
+    """0 of every token, in both splits of each source."""
+    return {(s, split): np.zeros(vocab_size, np.int64) for s in sources for split in SPLITS}
 
 
 def count_tasks(dataset: Dataset) -> list[CountTask]:

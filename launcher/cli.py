@@ -12,7 +12,9 @@ cloze status RUN                 how it is doing, or how it ended
 cloze prove-resume PRESET        that a killed run goes on as if nothing had been
 cloze checkpoints list|verify|convert  what a run has; whether it is whole; from DeepSpeed
 cloze blame RUN STEP             which documents were in a step
+cloze probe RUN|MODEL LABELLED   what frozen checkpoints know of labelled texts
 cloze export RUN FOLDER          the newest checkpoint as a Hugging Face folder
+cloze evaluate RUN|FOLDER        held-out loss and accuracy of each source, and pseudo-perplexity
 """
 
 import argparse
@@ -27,10 +29,15 @@ COMMANDS = {  # in launcher/: only the module of the command that was given is i
     "train": ("train_command", "train, or continue, the run of a preset"),
     "submit": ("submit", "the run on Slurm: freeze, sbatch, requeue until it is done"),
     "export": ("export", "checkpoint -> Hugging Face folder"),
+    "evaluate": ("evaluate", "held-out loss and accuracy of a checkpoint or a model's folder"),
     "corpus": ("corpus", "raw text of any quality -> clean documents and a report"),
     "shards": ("shards", "verify a dataset, or count what is in it"),
     "doctor": ("doctor", "what is wrong with a dataset or a preset, before anything is trained"),
     "blame": ("blame", "which documents were in a step"),
+    "probe": (
+        "probe",
+        "what frozen checkpoints know of labelled texts: linear and nearest neighbours",
+    ),
     "status": ("status", "how a run is doing, or how it ended"),
     "checkpoints": ("checkpoints", "list or verify a run's, or convert those of DeepSpeed"),
     "prove-resume": (

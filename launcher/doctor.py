@@ -2,6 +2,7 @@
 
     cloze doctor DATASET [--ranks 8 --workers 2 --steps 100000]
     cloze doctor PRESET [key=value ...] --ranks 8
+    cloze doctor --cluster PRESET [key=value ...]      the machines of a job: launcher/cluster_doctor.py
 
 Exit status 1 where something is a PROBLEM.
 """
@@ -49,6 +50,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="training text to look at (default: %(default)s)",
     )
     add("--verify", action="store_true", help="read every shard and compare its digest")
+    add(
+        "--cluster",
+        action="store_true",
+        help="examine the machines of this job instead, by one task on each",
+    )
+    add(
+        "--wait-seconds",
+        type=float,
+        default=120.0,
+        help="for all of them to come, with --cluster (default: %(default)s)",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -57,6 +69,10 @@ def run(options: argparse.Namespace) -> int:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} {value} is below 1")
+    if options.cluster:
+        from launcher import cluster_doctor  # which prints a table with what is above
+
+        return cluster_doctor.run(options)
     target = read_target(options)
     place = target.settings.data.path
     findings, dataset = _completeness(place, options.verify)

@@ -1,7 +1,6 @@
 """A planned run and its dataset in, findings out: lanes, ranks, epochs, memory, disk, evaluation."""
 
 import os
-import shutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +14,7 @@ from launcher.tables import bytes_text
 from launcher.target import Target
 from trainer.checkpoint_files import checkpoints_folder, list_checkpoints, read_state
 from trainer.config import RunConfig
-from trainer.files import size_of
+from trainer.files import free_bytes, size_of
 from trainer.phases import Settings
 
 # Lanes for each block of a stream. Above 1 the lanes begin several epochs at once, so the first ones are
@@ -189,8 +188,15 @@ def _heldout(planned: Planned) -> list[Finding]:
     return [size, finding("held-out sources", "all", found, verdict, advice)]
 
 
-def _disk(run: RunConfig, vocab_size: int) -> Finding:
-    """Room for the checkpoints that are kept, and the one that is being written before one goes."""
+class Room(NamedTuple):
+    """What the checkpoints of a run take: one; those that are kept and one more, less what is there already."""
+
+    num_parameters: int
+    one_bytes: int
+    needed_bytes: int
+
+
+def room_for_checkpoints(run: RunConfig, vocab_size: int) -> Room:
     # imports torch: not where only a dataset is looked at
     from model.weights import parameter_shapes
     from trainer.optim import state_numel
@@ -199,18 +205,28 @@ def _disk(run: RunConfig, vocab_size: int) -> Finding:
     parameters = sum(shape.numel() for shape in shapes.values())
     # in fp32: the masters, the optimizer's state, and the weights in hf/
     one = 4 * (2 * parameters + state_numel(shapes, run.optim))
+    there = checkpoints_folder(Path(run.dir))
+    taken = size_of(there) if there.is_dir() else 0
+    return Room(parameters, one, max(0, one * (run.keep_checkpoints + 1) - taken))
+
+
+def _disk(run: RunConfig, vocab_size: int) -> Finding:
     folder = Path(run.dir).absolute()
-    there = checkpoints_folder(folder)
-    needed = max(0, one * (run.keep_checkpoints + 1) - (size_of(there) if there.is_dir() else 0))
     while not folder.exists():
         folder = folder.parent
-    free = shutil.disk_usage(folder).free
+    return judge_room(
+        run, room_for_checkpoints(run, vocab_size), free_bytes(folder), f"in {folder}"
+    )
+
+
+def judge_room(run: RunConfig, room: Room, free: int, where: str) -> Finding:
     found = (
-        f"{parameters:,} parameters: {bytes_text(one)} a checkpoint, {bytes_text(needed)} for "
-        f"{run.keep_checkpoints} + 1; {bytes_text(free)} free in {folder}"
+        f"{room.num_parameters:,} parameters: {bytes_text(room.one_bytes)} a checkpoint, "
+        f"{bytes_text(room.needed_bytes)} for {run.keep_checkpoints} + 1; {bytes_text(free)} free {where}"
     )
     advice = "The run would stop at a checkpoint that does not fit. Free some space, or give another dir=."
-    return finding("disk", "the run", found, "PROBLEM" if free < needed else "OK", advice)
+    verdict = "PROBLEM" if free < room.needed_bytes else "OK"
+    return finding("disk", "the run", found, verdict, advice)
 
 
 def _tokenizer_of_run(run: RunConfig, dataset: Dataset) -> list[Finding]:

@@ -1,9 +1,12 @@
-"""The packages of this Python in, a list to keep with a run out; and what has changed since."""
+"""This Python and the program's own files in, what to keep with a run out; and what has changed since."""
 
 import platform
 import sys
 from importlib.metadata import distributions
 from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+CODE = ("launcher", "trainer", "model", "data", "ds_configs", "slurm")
 
 
 def environment_lines() -> list[str]:

@@ -19,13 +19,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from data.transfer import is_url
-from launcher.environment import environment_lines
+from launcher.environment import CODE, ROOT, environment_lines
+from trainer.checkpoint_files import SLURM_FOLDER
 from trainer.config import RunConfig, to_yaml
 from trainer.files import write_atomically
-from trainer.run_folder import SLURM_FOLDER
-
-ROOT = Path(__file__).resolve().parent.parent
-CODE = ("launcher", "trainer", "model", "data", "ds_configs", "slurm")
 
 
 def next_folder(run: Path) -> Path:

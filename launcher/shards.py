@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from data.dataset_check import dataset_problems
 from data.dataset_stat import SplitStat, dataset_stats
@@ -33,12 +34,26 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(f"--processes {options.processes} is below 1")
     if options.action == "verify":
         return _verify(options.dataset, options.processes)
-    stats = dataset_stats(Dataset.open(options.dataset), options.processes, options.tokens)
+    dataset = Dataset.open(options.dataset)
+    stats = dataset_stats(dataset, options.processes, options.tokens)
     if options.json:
         print(json.dumps([stat._asdict() for stat in stats], indent=1))
     else:
         print(stat_table(stats, options.tokens))
+        print(f"\n{_levels(dataset.manifest)}")
     return 0
+
+
+def _levels(manifest: dict[str, Any]) -> str:
+    """What a model reaches on the training text with no context, and with one token of it."""
+    names = ("unigram_entropy_nats", "bigram_entropy_nats", "bigram_sample_pairs")
+    unigram, bigram, num_pairs = (manifest.get(name) for name in names)
+    if unigram is None or bigram is None or num_pairs is None:
+        return "manifest.json says nothing of pairs of tokens: an earlier version made this dataset"
+    return (
+        f"nats a token of all training text: {unigram:.4f} by frequency, {bigram:.4f} given the token "
+        f"before it ({num_pairs:,} pairs)"
+    )
 
 
 def _verify(root: Path, num_processes: int) -> int:
@@ -78,6 +93,7 @@ def stat_table(stats: list[SplitStat], num_tokens: int | None) -> str:
         "chars/tok": ("characters_per_token", ".3f"),
         "UNK": ("unknown_share", ".4%"),
         "special": ("special_share", ".4%"),
+        "nats/tok": ("unigram_entropy_nats", ".4f"),
     }
     long = [
         ("source", "split", *titles),

@@ -20,10 +20,9 @@ from pathlib import Path
 from launcher.environment import environment_differences
 from launcher.jobs import json_lines, read_jobs
 from launcher.supervise import status_of
-from trainer.checkpoint_files import list_checkpoints, step_of
+from trainer.checkpoint_files import SLURM_FOLDER, list_checkpoints, step_of
 from trainer.config import load_config
 from trainer.exit_status import BUG, CONFIG, DONE, NOT_TO_REPEAT, PREEMPTED
-from trainer.run_folder import SLURM_FOLDER
 from trainer.stopping import STOP_FILE
 
 AGAIN = 3

@@ -17,6 +17,7 @@ from launcher.checkpoint_facts import CheckpointFacts, known_checkpoints
 from launcher.goodput import Account, account_of
 from launcher.jobs import Job, json_lines, read_jobs
 from launcher.owner import Owner, owner_of
+from launcher.probe_lines import read_probes
 from launcher.save_interval import hint
 from launcher.status_text import how_it_ended, status_text
 
@@ -44,6 +45,7 @@ class Status:
     checkpoints: list[CheckpointFacts]
     problems: list[str]  # of checkpoints that cannot be read
     hint: str | None
+    probes: list[dict[str, Any]]  # lines of probes.jsonl, oldest first
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -93,6 +95,7 @@ def read_status(run: Path, *, now: float) -> Status:
         checkpoints=checkpoints,
         problems=problems,
         hint=hint(jobs, config.get("save_every") or 0),
+        probes=read_probes(run),
     )
 
 
@@ -160,6 +163,7 @@ def as_json(status: Status) -> dict[str, Any]:
         "checkpoints": [asdict(checkpoint) for checkpoint in status.checkpoints],
         "problems": status.problems,
         "hint": status.hint,
+        "probes": status.probes,
     }
     return _known(values)
 

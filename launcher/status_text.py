@@ -8,6 +8,7 @@ from data.objectives import TASKS
 from launcher.curve import draw
 from launcher.goodput import PARTS, Account
 from launcher.jobs import Job
+from launcher.probe_text import newest_probes_text
 from launcher.tables import bytes_text, text_table
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ def _head(status: "Status") -> list[str]:
         lines.append(
             f"held out at step {status.heldout['step']:,}: " + ", ".join(_losses(status.heldout))
         )
+    if text := newest_probes_text(status.probes):
+        lines.append(text)
     if status.jobs and status.state not in ("running", "finished"):
         job = status.jobs[-1]
         message = job.end.message if job.end else ""

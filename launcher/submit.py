@@ -16,9 +16,10 @@ import sys
 from pathlib import Path
 
 from data.shards import Dataset
-from launcher.environment import environment_lines
-from launcher.freeze import ROOT, freeze, next_folder
+from launcher.environment import ROOT, environment_lines
+from launcher.freeze import freeze, next_folder
 from launcher.jobs import read_jobs
+from launcher.site import SITE, site_variables
 from launcher.slurm_job import ENVIRONMENT_FILE
 from launcher.tables import bytes_text
 from model.flops import num_parameters
@@ -27,7 +28,6 @@ from trainer.config import RunConfig, load_config
 from trainer.stopping import SAFETY
 
 TEMPLATE = ROOT / "slurm" / "train.sbatch"
-SITE = ROOT / "slurm" / "cluster.env"
 SPARE_SECONDS = 30  # of the signal's lead: for it to arrive, and for the processes to end
 LEAST_LEAD_SECONDS = 120  # where nobody asks for less; Slurm's signal may come a minute earlier
 WRITE_BYTES_PER_SECOND = 100e6  # of a checkpoint, by one rank, where nothing was measured
@@ -100,22 +100,6 @@ def needed_seconds(config: RunConfig) -> int:
     if jobs:
         needed = SAFETY * (jobs[-1].longest_step_seconds + jobs[-1].longest_save_seconds)
     return math.ceil(needed + SPARE_SECONDS)
-
-
-def site_variables() -> dict[str, str]:
-    """SBATCH_* variables that slurm/cluster.env sets: sbatch reads them itself. ValueError where it fails."""
-    if not SITE.exists():
-        return {}
-    result = subprocess.run(
-        ["bash", "-c", 'set -ae; source "$1" >&2; env -0', "bash", str(SITE)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    if result.returncode != 0:
-        raise ValueError(
-            f"{SITE} ends with status {result.returncode}: {result.stderr.strip()[-500:]}"
-        )
-    pairs = (entry.partition("=") for entry in result.stdout.split("\0") if entry)
-    return {name: value for name, _, value in pairs if name.startswith("SBATCH_")}
 
 
 def batch_script(options: argparse.Namespace, folder: Path, lead: int, name: str) -> str:

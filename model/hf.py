@@ -1,8 +1,8 @@
 """Weights in, a folder that `transformers` loads out; and such a folder in, weights out.
 
-Weights are named as in `ForPreTraining.named_parameters()` here and as in transformers'
-BertForPreTraining or ModernBertForMaskedLM there. Only safetensors are read and written: a pickled .bin
-file can run code when it is loaded.
+Weights are named as in `ForPreTraining.named_parameters()` here, and there as in the class of transformers that
+has most of the heads (`model.hf_kinds`). Only safetensors are read and written: a pickled .bin file can run
+code when it is loaded.
 """
 
 import json
@@ -16,17 +16,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from model.config import Architecture, ModelConfig
-from model.hf_config import ARCHITECTURES, COMPUTED, SHAPE_FIELDS, read_config, read_object
-from model.hf_names import from_hf_names, to_hf_names
+from model.hf_card import card_of
+from model.hf_config import COMPUTED, OURS, SHAPE_FIELDS, read_config, read_object
+from model.hf_kinds import HEADS_FILE, NSP_FILE, HfKind, kind_of
+from model.hf_names import from_hf_names, is_apart, to_hf_names
 from model.hf_tokenizer import copy_tokenizer, special_ids
+from model.tasks import DEFAULT_TASKS, heads_of
 from model.weights import not_finite, parameter_shapes, weight_problems
 
 SHARD_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}\.safetensors")
-NSP_FILE = "nsp_head.safetensors"  # modernbert: transformers has no class with this head
-HEADS: dict[Architecture, tuple[str, ...]] = {
-    "bert": ("cls.", "bert.pooler."),
-    "modernbert": ("head.", "decoder.", "nsp_head."),
-}
 TIED: dict[
     Architecture, dict[str, str]
 ] = {  # names that some files have besides the original, or instead
@@ -50,6 +48,7 @@ def export_hf(
 ) -> None:
     """Write model.safetensors (fp32), config.json, README.md and tokenizer files into `folder`.
 
+    Heads that transformers has no class for go into `HEADS_FILE` or `NSP_FILE` beside.
     model_card: the README's text; None writes a short one. The padding token is the tokenizer's
     [PAD], or 0 without a tokenizer. ValueError, before anything is written, where weights are
     missing, unknown, wrongly shaped, NaN or infinite, or where there is no tokenizer.json.
@@ -66,31 +65,49 @@ def export_hf(
         name: value.detach().to("cpu", torch.float32).contiguous()
         for name, value in to_hf_names(weights, config).items()
     }
-    apart = {name: tensors.pop(name) for name in list(tensors) if name.startswith("nsp_head.")}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    if apart:
-        save_file(apart, folder / NSP_FILE, metadata={"format": "pt"})
+    for file, part in _files(tensors, config).items():
+        save_file(part, folder / file, metadata={"format": "pt"})
     _write_json(folder / "config.json", hf_config(config, vocab_size, ids))
-    (folder / "README.md").write_text(
-        model_card or _default_card(config, vocab_size), encoding="utf-8"
-    )
+    (folder / "README.md").write_text(card_of(model_card, config, vocab_size), encoding="utf-8")
     if tokenizer_folder:
         copy_tokenizer(tokenizer_folder, folder, config)
+
+
+def _files(
+    tensors: Mapping[str, torch.Tensor], config: ModelConfig
+) -> dict[str, dict[str, torch.Tensor]]:
+    """Hugging Face's names to the files that they go to."""
+    kind = kind_of(config)
+    files: dict[str, dict[str, torch.Tensor]] = {"model.safetensors": {}}
+    for name, value in tensors.items():
+        if is_apart(name, config):
+            file = NSP_FILE if name.startswith("nsp_head.") else HEADS_FILE
+            files.setdefault(file, {})[name] = value
+        else:
+            files["model.safetensors"][name.removeprefix(kind.prefix * kind.is_bare)] = value
+    return files
 
 
 def hf_config(
     config: ModelConfig, vocab_size: int, special_ids: Mapping[str, int]
 ) -> dict[str, Any]:
     """The content of config.json. special_ids: of "[PAD]", and of "[CLS]" and "[SEP]" where known."""
-    architecture = config.architecture
-    content = {
-        "architectures": [ARCHITECTURES[architecture][0]],
+    architecture, kind = config.architecture, kind_of(config)
+    content: dict[str, Any] = {
+        "architectures": [kind.name],
+        "model_type": kind.model_type,
         "dtype": "float32",
         "pad_token_id": special_ids["[PAD]"],
         "vocab_size": vocab_size,
         **COMPUTED[architecture],
         **{theirs: getattr(config, ours) for ours, theirs in SHAPE_FIELDS[architecture].items()},
     }
+    if kind.model_type == "electra":
+        content["embedding_size"] = config.hidden_size
+    if config.tasks != DEFAULT_TASKS:
+        content[OURS] = {
+            "tasks": list(config.tasks), "generator_divisor": config.generator_divisor,
+        }  # fmt: skip
     if architecture == "modernbert":
         layers = range(config.num_hidden_layers)
         content |= {name: special_ids.get(token) for name, token in SPECIAL.items()}
@@ -120,21 +137,22 @@ def _layer_type(config: ModelConfig, layer: int) -> str:
 def import_hf(
     folder: Path, *, allow_missing_heads: bool = False
 ) -> tuple[dict[str, torch.Tensor], ModelConfig, int]:
-    """fp32 weights, shape, vocabulary size of one of `ARCHITECTURES`.
+    """fp32 weights, shape, vocabulary size of a class of `model.hf_kinds.CLASSES`.
 
-    allow_missing_heads: accept that weights of the heads (masked language model, pooler, next
-    sentence) are absent; `missing_weights` tells which. ValueError, naming every key concerned,
-    where the folder is incomplete, is of another architecture or a variant that we do not
-    compute, or holds other tensors than it should, or NaN.
+    allow_missing_heads: accept that weights of the heads are absent; `missing_weights` tells which.
+    ValueError, naming every key concerned, where the folder is incomplete, is of another architecture
+    or a variant that we do not compute, or holds other tensors than it should, or NaN.
     """
     config, vocab_size = read_config(folder)
-    tensors = _normalise(_read_tensors(folder), config.architecture)
+    tensors = _normalise(_read_tensors(folder), kind_of(config))
     problems = _take_out_tied(tensors, config.architecture)
     ours = parameter_shapes(config, vocab_size)
     with torch.device("meta"):
-        theirs = to_hf_names({name: torch.empty(shape) for name, shape in ours.items()}, config)
-    heads = HEADS[config.architecture]
-    may_miss = [name for name in theirs if allow_missing_heads and name.startswith(heads)]
+        empty = {name: torch.empty(shape) for name, shape in ours.items()}
+    theirs = to_hf_names(empty, config)
+    heads = tuple(f"{head}." for head in heads_of(config.tasks))
+    of_heads = {name: value for name, value in empty.items() if name.startswith(heads)}
+    may_miss = to_hf_names(of_heads, config) if allow_missing_heads else ()
     problems += weight_problems(
         tensors, {name: value.shape for name, value in theirs.items()}, may_miss=may_miss
     )
@@ -153,11 +171,9 @@ def missing_weights(
     return [name for name in parameter_shapes(config, vocab_size) if name not in weights]
 
 
-def _normalise(
-    tensors: Mapping[str, torch.Tensor], architecture: Architecture
-) -> dict[str, torch.Tensor]:
+def _normalise(tensors: Mapping[str, torch.Tensor], kind: HfKind) -> dict[str, torch.Tensor]:
     """Today's names of the class with a head for those of a bare encoder and of old files."""
-    if architecture == "modernbert":
+    if kind.model_type == "modernbert":
         bare = ("embeddings.", "layers.", "final_norm.")
         return {
             f"model.{name}" if name.startswith(bare) else name: value
@@ -170,8 +186,8 @@ def _normalise(
         name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace(
             "LayerNorm.beta", "LayerNorm.bias"
         )
-        bare = name.startswith(("embeddings.", "encoder.", "pooler."))
-        renamed[f"bert.{name}" if bare else name] = value
+        is_bare = name.startswith(("embeddings.", "encoder.", "pooler."))
+        renamed[f"{kind.prefix}{name}" if is_bare else name] = value
     return renamed
 
 
@@ -204,8 +220,7 @@ def _read_tensors(folder: Path) -> dict[str, torch.Tensor]:
     absent = [name for name in files if not (folder / name).is_file()]
     if absent:
         raise ValueError(f"{folder} lacks {', '.join(absent)}, named in {index.name}")
-    if (folder / NSP_FILE).is_file():
-        files.append(NSP_FILE)
+    files += [name for name in (NSP_FILE, HEADS_FILE) if (folder / name).is_file()]
     return {
         name: value for file in files for name, value in read_safetensors(folder / file).items()
     }
@@ -221,29 +236,3 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _default_card(config: ModelConfig, vocab_size: int) -> str:
-    auto = "BertForPreTraining" if config.architecture == "bert" else "ModernBertForMaskedLM"
-    source = (
-        "BERT (Devlin et al. 2019)"
-        if config.architecture == "bert"
-        else "ModernBERT (Warner et al. 2024)"
-    )
-    return f"""---
-library_name: transformers
-pipeline_tag: fill-mask
----
-
-{source}, pretrained with masked language modelling and next sentence prediction:
-{config.num_hidden_layers} layers, hidden size {config.hidden_size}, \
-{config.num_attention_heads} heads, {vocab_size} tokens, \
-sequences up to {config.max_position_embeddings} tokens, fp32 weights.
-
-```python
-from transformers import AutoTokenizer, {auto}
-
-tokenizer = AutoTokenizer.from_pretrained(".")
-model = {auto}.from_pretrained(".")
-```
-"""

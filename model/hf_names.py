@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping
 import torch
 
 from model.config import ModelConfig
+from model.hf_kinds import kind_of
+from model.tasks import heads_of
 
 # Our module, and its Hugging Face name. {} is the layer.
 BERT_MODULES = {
@@ -12,10 +14,6 @@ BERT_MODULES = {
     "embeddings.position_embeddings": "bert.embeddings.position_embeddings",
     "embeddings.token_type_embeddings": "bert.embeddings.token_type_embeddings",
     "embeddings.layer_norm": "bert.embeddings.LayerNorm",
-    "mlm_head.transform": "cls.predictions.transform.dense",
-    "mlm_head.layer_norm": "cls.predictions.transform.LayerNorm",
-    "nsp_head.pooler": "bert.pooler.dense",
-    "nsp_head.classifier": "cls.seq_relationship",
 }
 BERT_LAYER = {
     "layers.{}.attention_output": "bert.encoder.layer.{}.attention.output.dense",
@@ -35,11 +33,6 @@ MODERN_WEIGHTS = {
     "mlm_head.transform.weight": "head.dense.weight",
     "mlm_head.layer_norm.weight": "head.norm.weight",
     "mlm_head.decoder.bias": "decoder.bias",
-    # transformers has no such head: these go into a file of their own
-    "nsp_head.pooler.weight": "nsp_head.pooler.weight",
-    "nsp_head.pooler.bias": "nsp_head.pooler.bias",
-    "nsp_head.classifier.weight": "nsp_head.classifier.weight",
-    "nsp_head.classifier.bias": "nsp_head.classifier.bias",
 }
 MODERN_LAYER = {
     "attention_norm": "attn_norm",
@@ -54,13 +47,23 @@ MODERN_LAYER = {
 def to_hf_names(
     weights: Mapping[str, torch.Tensor], config: ModelConfig
 ) -> dict[str, torch.Tensor]:
-    """Our names to Hugging Face's, without copying; BERT's fused projections become views of three."""
-    renamed = {}
+    """Our names to Hugging Face's, without copying; BERT's fused projections become views of three.
+
+    Weights of heads that the class lacks keep their names (`is_apart`).
+    """
+    renamed, placed = {}, set()
     for ours, theirs in _name_pairs(config):
         if ours in weights:
             parts = weights[ours].chunk(len(theirs)) if len(theirs) > 1 else (weights[ours],)
             renamed.update(zip(theirs, parts, strict=True))
-    return renamed
+            placed.add(ours)
+    kept = (name for name in weights if name not in placed and is_apart(name, config))
+    return renamed | {name: weights[name] for name in kept}
+
+
+def is_apart(name: str, config: ModelConfig) -> bool:
+    """Whether a name is ours, of a head: it has no place in the class of transformers."""
+    return name.startswith(tuple(f"{head}." for head in heads_of(config.tasks)))
 
 
 def from_hf_names(
@@ -72,7 +75,8 @@ def from_hf_names(
         if all(name in weights for name in theirs):
             parts = [weights[name] for name in theirs]
             renamed[ours] = torch.cat(parts) if len(parts) > 1 else parts[0]
-    return renamed
+    kept = (name for name in weights if name not in renamed and is_apart(name, config))
+    return renamed | {name: weights[name] for name in kept}
 
 
 def _name_pairs(config: ModelConfig) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -87,13 +91,23 @@ def _name_pairs(config: ModelConfig) -> Iterator[tuple[str, tuple[str, ...]]]:
                         (f"model.layers.{layer}.{theirs}.weight",),
                     )
         return
-    modules: dict[str, tuple[str, ...]] = {ours: (theirs,) for ours, theirs in BERT_MODULES.items()}
+    kind = kind_of(config)
+    modules: dict[str, tuple[str, ...]] = {
+        ours: (theirs,) for ours, theirs in {**BERT_MODULES, **kind.heads}.items()
+    }
     for layer in range(config.num_hidden_layers):
         modules[QKV.format(layer)] = tuple(part.format(layer) for part in QKV_PARTS)
         for ours, theirs in BERT_LAYER.items():
             modules[ours.format(layer)] = (theirs.format(layer),)
-    yield "mlm_head.decoder.bias", ("cls.predictions.bias",)  # its weight is the word embeddings
+    if "mlm_head.transform" in modules:
+        yield "mlm_head.decoder.bias", ("cls.predictions.bias",)
     for ours, theirs in modules.items():
-        yield f"{ours}.weight", tuple(f"{name}.weight" for name in theirs)
+        names = tuple(_with_prefix(name, kind.prefix) for name in theirs)
+        yield f"{ours}.weight", tuple(f"{name}.weight" for name in names)
         if not ours.endswith("_embeddings"):
-            yield f"{ours}.bias", tuple(f"{name}.bias" for name in theirs)
+            yield f"{ours}.bias", tuple(f"{name}.bias" for name in names)
+
+
+def _with_prefix(name: str, prefix: str) -> str:
+    """ELECTRA's encoder is BERT's under another name."""
+    return prefix + name.removeprefix("bert.") if name.startswith("bert.") else name

@@ -177,7 +177,7 @@ class ForPreTraining(nn.Module):
         index_N, labels_N = targets["rtd_generator"]
         slots = torch.cat([targets["rtd"][0], index_N])
         rows, places = rows_with(inputs, slots)
-        layout = lay_out_inputs(self.generator.config, rows, self._dtype())
+        layout = lay_out_inputs(self.config, rows, self._dtype())  # its windows are the same
         embedded_TD = embed(self.embeddings, rows, layout)
         places_N = places[len(slots) - len(index_N) :]
         loss_sum, num_correct, sampled_N = self.generator(

@@ -1,4 +1,4 @@
-"""A rank of tests/test_trainer_optimizers.py: checkpoints of LAMB and Muon, written here and read there.
+"""A rank of tests/test_trainer_optimizers.py: checkpoints of every optimizer, written here and read there.
 
 write FOLDER ...                every optimizer at every ZeRO stage: a checkpoint, and what comes after; then
 read FOLDER OUTPUT FROM-TO,... each, from one stage to another: what differs from what was written, and came
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from optimizer_worker import BERT, LAMB, MUON, VOCAB, deepspeed_of
+from optimizer_worker import ADAMW, BERT, LAMB, MUON, VOCAB, deepspeed_of
 from test_model_bert import packed_batch, total
 
 from data.lanes import StreamState
@@ -34,10 +34,11 @@ from trainer.optim_config import OptimConfig
 from trainer.state import TrainState
 from trainer.world import World
 
-OPTIMIZERS = {"lamb": LAMB, "muon": replace(MUON, ema_decay=0.9)}
+OPTIMIZERS = {"adamw": ADAMW, "lamb": LAMB, "muon": replace(MUON, ema_decay=0.9)}
 
 
-def begin(optim: OptimConfig, stage: int, world: World) -> NamedState:
+def begin(optim: OptimConfig, stage: str, world: World) -> NamedState:
+    """stage: of ds_configs/, as in "3" or "2_offload"."""
     deepspeed = deepspeed_of(f"zero{stage}", "fp32", optim)
     weights = fresh_weights(BERT, VOCAB, seed=3)
     return NamedState(
@@ -68,7 +69,7 @@ def all_parts(named: NamedState) -> dict[str, torch.Tensor]:
 
 def write(folder: Path, world: World) -> None:
     for name, optim in OPTIMIZERS.items():
-        for stage in range(4):
+        for stage in "0123":
             named = begin(optim, stage, world)
             train(named, 2)
             place = folder / f"{name}-{stage}"
@@ -96,7 +97,7 @@ def read(folder: Path, stages: list[str], world: World) -> dict[str, Any]:
     found = {}
     for name, optim in OPTIMIZERS.items():
         for written_at, _, read_at in (pair.partition("-") for pair in stages):
-            named = begin(optim, int(read_at), world)
+            named = begin(optim, read_at, world)
             place = folder / f"{name}-{written_at}"
             restore(place, named)
             expected = torch.load(place / "after.pt", weights_only=True)

@@ -126,7 +126,11 @@ class SlurmCluster:
 
     def run(self, *command: str, check: bool = True, **variables: str) -> str:
         """On the controller; what it printed."""
-        parent = self._inits[0].pid
+        return self.run_on(0, *command, check=check, **variables)
+
+    def run_on(self, number: int, *command: str, check: bool = True, **variables: str) -> str:
+        """On a node, among its processes and mounts."""
+        parent = self._inits[number].pid
         child = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()[0]
         result = subprocess.run(
             ["nsenter", "-t", child, "-m", "-u", "-n", "-p", f"--wd={os.getcwd()}", "--", *command],

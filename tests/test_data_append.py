@@ -59,6 +59,8 @@ def test_entropies_are_those_of_one_dataset_of_all(copy, more, config, tmp_path)
     whole, grown = Dataset.open(prepare(together)), Dataset.open(append(more))
     for name in ("unigram_entropy_nats", "heldout_unigram_nats", "context_free_loss_nats"):
         assert grown.manifest[name] == pytest.approx(whole.manifest[name], abs=1e-12)
+    for name in ("bigram_entropy_nats", "bigram_sample_pairs", "source_unigram_entropy_nats"):
+        assert grown.manifest[name] == whole.manifest[name] != copy.manifest[name]
     assert grown.manifest["sources"]["added"] == whole.manifest["sources"]["added"]
     for entry in grown.manifest["sources"]["added"]["train"]["shards"]:
         assert (grown.root / entry["path"]).read_bytes() == (

@@ -5,10 +5,12 @@ import ast
 import importlib.util
 import re
 import shlex
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from support import ROOT
 
 from launcher.cli import parse
@@ -16,13 +18,14 @@ from launcher.prepare import prepare_config
 from launcher.train import add_train_arguments
 from trainer.config import load_config
 from trainer.ds import read_deepspeed_json
+from trainer.exit_status import CONFIG, DIVERGED, PREEMPTED, STORAGE
 
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 CODE_BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)]+)\)")
 INLINE = re.compile(r"`([^`\n]+)`")
 PATH = re.compile(
-    r"(?:configs|data|docs|ds_configs|launcher|model|slurm|tests|trainer|bench)/[\w./-]+\.\w+"
+    r"(?:configs|data|docs|ds_configs|launcher|model|slurm|tests|trainer|bench|container)/[\w./-]+\.\w+"
 )
 MADE_BY_USERS = {"slurm/cluster.env"}
 
@@ -50,7 +53,8 @@ def shown_commands() -> Iterator[tuple[str, list[str]]]:
         for block in blocks(page, "bash"):
             for words in commands_of(block):
                 yield page.name, words
-    for file in sorted([*ROOT.glob("configs/*.yaml"), *ROOT.glob("slurm/*.sbatch")]):
+    scripts = [*ROOT.glob("slurm/*.sbatch"), ROOT / "container" / "Dockerfile"]
+    for file in sorted([*ROOT.glob("configs/*.yaml"), *scripts]):
         header = "".join(
             f"{line[4:]}\n" for line in file.read_text().splitlines() if line.startswith("#   ")
         )
@@ -83,8 +87,11 @@ def check_torchrun(words: list[str]) -> None:
 
     options = get_args_parser().parse_args(words)
     assert options.module
-    assert options.training_script == "launcher.train"
-    check_train(options.training_script_args)
+    if options.training_script == "launcher.cli":
+        check_cloze(options.training_script_args)
+    else:
+        assert options.training_script == "launcher.train"
+        check_train(options.training_script_args)
 
 
 def check_deepspeed(words: list[str]) -> None:
@@ -100,10 +107,18 @@ def check_sbatch(words: list[str]) -> None:
     script = next(i for i, word in enumerate(words) if not word.startswith("-"))
     assert all(re.fullmatch(r"--[a-z-]+=\S+", word) for word in words[:script]), words
     assert (ROOT / words[script]).is_file()
-    if words[script] == "slurm/prepare.sbatch":
-        check_cloze(["prepare", *words[script + 1 :]])
+    command = Path(words[script]).stem
+    arguments = [word.replace("%a", "1") for word in words[script + 1 :]]
+    if command == "train":
+        check_train(arguments)
     else:
-        check_train(words[script + 1 :])
+        check_cloze([command, *arguments])
+
+
+def check_salloc(words: list[str]) -> None:
+    command = words.index("cloze")
+    assert all(re.fullmatch(r"--[a-z-]+=\S+", word) for word in words[:command]), words
+    check_cloze(words[command + 1 :])
 
 
 def check_make(words: list[str]) -> None:
@@ -124,11 +139,34 @@ def check_tensorboard(words: list[str]) -> None:
     assert words[0] == "--logdir" and len(words) == 2
 
 
+def check_node(words: list[str]) -> None:
+    """container/node.sh MACHINES PROCESSES FIRST_MACHINE:PORT PRESET ..."""
+    machines, processes, first, *rest = words
+    assert machines.isdigit() and processes.isdigit() and re.fullmatch(r"[^:]+:\d+", first)
+    check_train(rest)
+
+
+def check_container(words: list[str]) -> None:
+    """docker, apptainer, enroot: files that are named exist, and a command of ours inside parses."""
+    assert words[0] in ("build", "run", "save", "exec", "import")
+    if "--file" in words:
+        assert (ROOT / words[words.index("--file") + 1]).is_file()
+    if "container/node.sh" in words and words[0] == "run":
+        check_node(words[words.index("container/node.sh") + 1 :])
+    if "cloze" in words and words[0] in ("run", "exec") and words[-1] != "--help":
+        check_cloze(words[words.index("cloze") + 1 :])
+
+
 CHECKS = {
     "cloze": check_cloze,
     "torchrun": check_torchrun,
     "deepspeed": check_deepspeed,
     "sbatch": check_sbatch,
+    "container/node.sh": check_node,
+    "docker": check_container,
+    "apptainer": check_container,
+    "enroot": check_container,
+    "salloc": check_salloc,
     "make": check_make,
     "python": check_python,
     "tensorboard": check_tensorboard,
@@ -186,3 +224,48 @@ def test_every_code_block_says_its_language_or_is_a_drawing() -> None:
         for block in blocks(page, ""):
             first = [line.split()[0] for line in block.splitlines() if line.strip()]
             assert not set(first) & set(CHECKS), page.name
+
+
+def test_job_scripts_of_other_schedulers_are_sound() -> None:
+    scripts = [script for page in PAGES for script in blocks(page, "sh")]
+    assert len(scripts) == 3
+    for script in scripts:
+        subprocess.run(["bash", "-n", "-c", script], check=True)
+        words = shlex.split(script.replace("\\\n", " "), comments=True)
+        start = words.index("$PWD/container/node.sh") + 1
+        end = next(i for i, word in enumerate(words) if word.startswith("time_limit_minutes")) + 1
+        check_node([word.replace("$first", "node1") for word in words[start:end]])
+
+
+def test_the_kubernetes_manifest_says_what_our_statuses_mean() -> None:
+    page = ROOT / "docs" / "schedulers.md"
+    (manifest,) = blocks(page, "yaml")
+    service, job = yaml.safe_load_all(manifest)
+    assert (service["kind"], job["kind"]) == ("Service", "Job")
+    spec, pod = job["spec"], job["spec"]["template"]["spec"]
+    (node,) = pod["containers"]
+    script, *words = node["command"]
+    assert (ROOT / script).is_file()
+    check_node(words)
+    assert spec["completions"] == spec["parallelism"] == int(words[0])
+    assert node["resources"]["limits"]["nvidia.com/gpu"] == int(words[1])
+    name = job["metadata"]["name"]
+    assert words[2].startswith(f"{name}-0.{pod['subdomain']}:")
+    assert pod["subdomain"] == service["metadata"]["name"]
+    assert service["spec"]["selector"] == {"batch.kubernetes.io/job-name": name}
+    rules = {
+        status: rule["action"]
+        for rule in spec["podFailurePolicy"]["rules"]
+        if "onExitCodes" in rule
+        for status in rule["onExitCodes"]["values"]
+    }
+    final = dict.fromkeys((STORAGE, CONFIG, DIVERGED), "FailJob")
+    assert rules == {**final, PREEMPTED: "Ignore"}
+    assert {
+        rule["onExitCodes"]["containerName"]
+        for rule in spec["podFailurePolicy"]["rules"]
+        if "onExitCodes" in rule
+    } == {node["name"]}
+    mounts = {mount["name"] for mount in node["volumeMounts"]}
+    assert mounts == {volume["name"] for volume in pod["volumes"]}
+    assert pod["restartPolicy"] == "Never"  # podFailurePolicy asks for it

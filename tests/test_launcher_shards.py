@@ -10,7 +10,7 @@ import pytest
 from prepare_support import config, corpus, dataset
 
 from data.dataset_check import dataset_problems
-from data.manifest import sealed
+from data.manifest import OPTIONAL, sealed
 from data.shards import SPLITS, Dataset
 from data.vocab import Tokenizer
 from launcher.shards import add_arguments, run
@@ -145,3 +145,19 @@ def test_the_table(dataset, capsys):
     output = capsys.readouterr().out
     assert "mixed   train" in output and "UNK" in output
     assert "123,456,789 tokens are" in output
+    manifest = dataset.manifest
+    assert f"{manifest['bigram_entropy_nats']:.4f} given the token before it" in output
+    assert f"{manifest['source_unigram_entropy_nats']['mixed']:.4f}\n" in output
+
+
+def test_a_dataset_of_an_earlier_version_has_no_word_of_pairs(copy, capsys):
+    manifest = json.loads((copy / "manifest.json").read_text())
+    for name in OPTIONAL:
+        del manifest[name]
+    (copy / "manifest.json").write_text(json.dumps(sealed(manifest)))
+    shards("stat", copy, "--processes", 1)
+    assert "says nothing of pairs of tokens" in capsys.readouterr().out
+    manifest["bigram_entropy_nats"] = "4"
+    (copy / "manifest.json").write_text(json.dumps(sealed(manifest)))
+    with pytest.raises(ValueError, match="bigram_entropy_nats is '4', not a number from 0 on"):
+        Dataset.open(copy)

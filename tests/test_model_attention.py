@@ -25,12 +25,18 @@ def random_qkv(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Te
 
 
 def run(
-    backend: Backend, qkv: Tensors, sequence_ids: torch.Tensor, window: Window = None
+    backend: Backend,
+    qkv: Tensors,
+    sequence_ids: torch.Tensor,
+    window: Window = None,
+    visible: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Output at every filled slot of the rows (0 elsewhere), and gradients of a weighted sum of it."""
     if backend == "flex":
         qkv = tuple(tensor.detach() for tensor in qkv)
-    layout = lay_out(sequence_ids, None, backend=backend, windows=[window], dtype=qkv[0].dtype)
+    layout = lay_out(
+        sequence_ids, None, visible, backend=backend, windows=[window], dtype=qkv[0].dtype
+    )
     flat = qkv if layout.slot_T is None else tuple(tensor[layout.slot_T] for tensor in qkv)
     output = attend(flat[0], flat[1], flat[2], layout.segments, window=window, dropout=0.0)
     output = output if layout.place is None else output[layout.place]
@@ -42,13 +48,17 @@ def run(
     return output.detach(), list(gradients)
 
 
-def alone(qkv: Tensors, slots: torch.Tensor, window: Window) -> torch.Tensor:
-    """The equation for one sequence, [n, H * K]."""
+def alone(
+    qkv: Tensors, slots: torch.Tensor, window: Window, visible: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The equation for one sequence, [n, H * K]. visible: of its slots, counted within the sequence."""
     query, key, value = (tensor[slots].transpose(0, 1) for tensor in qkv)
     scores = query @ key.transpose(1, 2) / query.shape[-1] ** 0.5
     if window is not None:
         index = torch.arange(len(slots))
         scores = scores.masked_fill((index[:, None] - index).abs() > window, float("-inf"))
+    if visible is not None:
+        scores = scores.masked_fill(torch.arange(len(slots)) > visible[:, None], float("-inf"))
     return (scores.softmax(-1) @ value).transpose(0, 1).flatten(1)
 
 
@@ -67,6 +77,34 @@ def test_packed_equals_each_sequence_alone(backend: Backend, window: Window) -> 
                 torch.testing.assert_close(output[slots], value, rtol=0, atol=2e-6)
                 expected = expected + (value * weights[slots]).sum()
     # No gradient crosses from one sequence to another.
+    separate_gradients = torch.autograd.grad(expected, qkv) if gradients else ()
+    for packed, separate in zip(gradients, separate_gradients, strict=True):
+        torch.testing.assert_close(packed, separate, rtol=0, atol=2e-6)
+
+
+VISIBLE = {  # of SEQUENCE_IDS: all see all before them; those of row 1 a prefix of 4, too
+    "causal": torch.arange(20).expand(4, 20).int(),
+    "prefix": torch.arange(20).expand(4, 20).clamp(min=4).int(),
+    "mixed": torch.cat([torch.arange(20)[None], torch.full((3, 20), 19)]).int(),
+    "unset padding": torch.arange(20).expand(4, 20).int() * (SEQUENCE_IDS >= 0),
+}
+
+
+@pytest.mark.parametrize("window", [None, 1, 4])
+@pytest.mark.parametrize("kind", VISIBLE)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_visible_says_what_a_slot_attends_to(backend: Backend, kind: str, window: Window) -> None:
+    """Output, and gradients where there are, of each sequence alone; padding has any values."""
+    qkv, visible = random_qkv((80, 2, 8)), VISIBLE[kind]
+    output, gradients = run(backend, qkv, SEQUENCE_IDS, window, visible)
+    weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(2))
+    expected = torch.zeros(())
+    for row, number in ((0, 0), (0, 1), (0, 2), (1, 0), (2, 0)):
+        slots = (SEQUENCE_IDS[row] == number).nonzero().flatten()
+        within = torch.maximum(visible[row, slots], slots) - slots[0]
+        value = alone(qkv, slots + 20 * row, window, within)
+        torch.testing.assert_close(output[slots + 20 * row], value, rtol=0, atol=2e-6)
+        expected = expected + (value * weights[slots + 20 * row]).sum()
     separate_gradients = torch.autograd.grad(expected, qkv) if gradients else ()
     for packed, separate in zip(gradients, separate_gradients, strict=True):
         torch.testing.assert_close(packed, separate, rtol=0, atol=2e-6)
@@ -167,6 +205,14 @@ def test_backend_is_chosen_by_device_and_dropout_and_never_replaced() -> None:
     assert choose_backend("auto", gpu, 0.0, torch.float32) == "sdpa"
     assert choose_backend("auto", gpu, 0.1, bf16) in ("flash", "sdpa")
     assert choose_backend("eager", gpu, 0.1, bf16) == "eager"
+    assert choose_backend("auto", gpu, 0.0, bf16, is_causal=True) == "sdpa"
+    assert choose_backend("auto", cpu, 0.0, bf16, is_causal=True) == "grouped"
+    assert choose_backend("flex", gpu, 0.0, bf16, is_causal=True) == "flex"
+    with pytest.raises(ValueError, match="'varlen' shows every slot its whole sequence"):
+        choose_backend("varlen", gpu, 0.0, bf16, is_causal=True)
+    with pytest.raises(ValueError, match="'varlen' cannot compute rows with `visible`"):
+        ids, visible = SEQUENCE_IDS, torch.zeros_like(SEQUENCE_IDS)
+        lay_out(ids, None, visible, backend="varlen", windows=[None], dtype=bf16)
     with pytest.raises(ValueError, match="'varlen' needs a GPU, this is cpu: use 'grouped'"):
         choose_backend("varlen", cpu, 0.0, bf16)
     with pytest.raises(ValueError, match=r"'varlen' needs precision bf16, not torch\.float32"):

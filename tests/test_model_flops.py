@@ -1,11 +1,13 @@
 """FLOP and parameter counts against published shapes, the real module, and torch's own counter."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from model.config import ModelConfig
-from model.flops import flops_per_step, num_parameters, peak_flops
+from model.flops import Encoded, flops_per_step, num_parameters, peak_flops
 from model.weights import build, build_empty
 
 BASE = ModelConfig()
@@ -73,6 +75,33 @@ def test_equals_what_torch_counts() -> None:
         num_labels={"mlm": num_masked, "nsp": rows},
     )
     assert counter.get_total_flops() == expected
+
+
+def test_all_tasks_equal_what_torch_counts() -> None:
+    """With the generator's rows and those of second views; the similarities of sequences are left out."""
+    from test_model_tasks import BATCH, BERT, VOCAB  # other rows than above: every task has some
+
+    length, given = 24, dict(BATCH)
+    for name in ("sequence_ids", "visible"):  # rows that are one sequence without padding
+        given[name] = torch.zeros_like(given[name]) + (length - 1) * (name == "visible")
+    model = build(replace(BERT, attention="eager"), VOCAB)
+    with FlopCounterMode(display=False) as counter:
+        losses = model(**given)
+        torch.stack([loss.loss_sum for loss in losses.values()]).sum().backward()
+    counts = {task: len(labels) for task, (_, labels) in BATCH["targets"].items()}
+    rows = {
+        task: len((BATCH["targets"][task][0] // length).unique()) for task in ("rtd", "contrastive")
+    }
+    expected = flops_per_step(
+        model.config,
+        VOCAB,
+        num_tokens=6 * length,
+        num_attended={None: 6 * length**2},
+        num_labels=counts,
+        again={t: Encoded(n * length, {None: n * length**2}) for t, n in rows.items()},
+    )
+    similarities = (counts["contrastive"] ** 2 + counts["cpc"] ** 2) * BERT.hidden_size
+    assert counter.get_total_flops() == expected + 6 * similarities
 
 
 def test_num_parameters_is_the_modules() -> None:

@@ -53,6 +53,28 @@ def test_backends_agree_with_eager_on_a_gpu(backend: Backend, window: Window) ->
         torch.testing.assert_close(value / scale, want / scale, rtol=0, atol=2e-2)
 
 
+@pytest.mark.parametrize("window", [None, 4])
+@pytest.mark.parametrize("backend", ["sdpa", "flex", "grouped"])
+def test_causal_rows_agree_with_eager_on_a_gpu(backend: Backend, window: Window) -> None:
+    """bf16, output and gradients within 2 % of the largest value; a prefix of 4 slots in each row."""
+    outcomes = []
+    for kind in (backend, "eager"):
+        ids = SEQUENCE_IDS.cuda()
+        visible = torch.arange(20, device="cuda").expand(4, 20).clamp(min=4).int()
+        qkv = [
+            tensor.detach().cuda().bfloat16().requires_grad_() for tensor in random_qkv((80, 2, 32))
+        ]
+        layout = lay_out(ids, None, visible, backend=kind, windows=[window], dtype=torch.bfloat16)
+        flat = qkv if layout.slot_T is None else [tensor[layout.slot_T] for tensor in qkv]
+        output = attend(flat[0], flat[1], flat[2], layout.segments, window=window, dropout=0.0)
+        output = output if layout.place is None else output[layout.place]
+        output = output * (ids.flatten() >= 0)[:, None]
+        outcomes.append([output, *torch.autograd.grad(output.float().square().sum(), qkv)])
+    for value, want in zip(*outcomes, strict=True):
+        scale = want.abs().max()
+        torch.testing.assert_close(value / scale, want / scale, rtol=0, atol=2e-2)
+
+
 def test_losses_are_those_of_the_cpu() -> None:
     config = replace(WITHOUT_DROPOUT, hidden_size=64)
     expected = build(config, VOCAB)(**BATCH)

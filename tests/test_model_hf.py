@@ -290,7 +290,7 @@ def test_old_names_duplicates_and_shards(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("model_type", "roberta", "model_type is 'roberta', not one of bert, modernbert"),
+        ("model_type", "roberta", "model_type is 'roberta', not one of bert, electra, modernbert"),
         ("hidden_act", "gelu_new", "hidden_act is 'gelu_new', only 'gelu'"),
         ("position_embedding_type", "relative_key", "position_embedding_type is 'relative_key'"),
         ("architectures", ["BertLMHeadModel"], r"architectures is \['BertLMHeadModel'\]"),

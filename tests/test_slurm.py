@@ -53,8 +53,8 @@ def wait_for_state(cluster: SlurmCluster, job: str, *states: str) -> None:
 
 
 def run_now(cluster: SlurmCluster, job: str) -> None:
-    """Slurm lets a job that was requeued wait for a minute or two. Three seconds are enough: nodes compare whole
-    seconds to tell whether a start is older than the end before, which they then refuse, ending the job."""
+    """Slurm lets a job that was requeued wait for a minute or two. Three seconds are enough: nodes compare
+    whole seconds to tell whether a start is older than the end before, which they refuse, ending the job."""
     wait_for_state(cluster, job, "PENDING")
     cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now+3")
 

@@ -18,6 +18,8 @@ from trainer.optim_config import OptimConfig
 from trainer.partitions import Fragment, Layout, Matrix
 from trainer.saved_tensors import SavedPart, SavedTensors
 
+STAGES = "0-0,1-1,2-2,3-3"  # written-read
+
 
 def run_worker(worker: str, *arguments: object, processes: int) -> None:
     command = [
@@ -37,7 +39,8 @@ def run_worker(worker: str, *arguments: object, processes: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("processes", "wanted", "number"), [(2, ".", 19), (4, "^(lamb|muon) zero[13] fp32", 4)]
+    ("processes", "wanted", "number"),
+    [(2, ".", 19), (4, "^(lamb zero[123]|muon zero[13]) fp32", 5)],
 )
 def test_every_stage_is_the_reference(
     processes: int, wanted: str, number: int, tmp_path: Path
@@ -58,14 +61,14 @@ def test_every_stage_is_the_reference(
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of two processes, which have read them again in found.json."""
     folder = tmp_path_factory.mktemp("checkpoints")
-    output, stages = folder / "found.json", "0-0,1-1,2-2,3-3"
+    output, stages = folder / "found.json", STAGES
     run_worker("elastic_worker.py", "write", folder, output, stages, processes=2)
     return folder
 
 
 @pytest.mark.parametrize(
     ("processes", "stages"),
-    [(2, "0-0,1-1,2-2,3-3"), (1, "0-1,1-2,2-3,3-0"), (4, "1-3,3-0")],
+    [(2, STAGES), (1, "0-1,1-2_offload,2-3,3-0"), (4, "1-3_offload,3-0")],
 )
 def test_checkpoints_go_on_at_other_stages_and_world_sizes(
     processes: int, stages: str, checkpoints: Path, tmp_path: Path
@@ -76,7 +79,7 @@ def test_checkpoints_go_on_at_other_stages_and_world_sizes(
         output = tmp_path / "found.json"
         run_worker("elastic_worker.py", "read", checkpoints, output, stages, processes=processes)
     found = json.loads(output.read_text())
-    assert len(found) == 2 * len(stages.split(","))
+    assert len(found) == 3 * len(stages.split(","))
     for name, values in found.items():
         assert values["wrong"] == [], name
         assert values["loss"] < 1e-5, (name, values["loss"])

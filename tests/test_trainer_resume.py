@@ -139,31 +139,28 @@ def test_killed_inside_a_save(tiny_dataset: Path, tmp_path: Path) -> None:
 def test_other_world_sizes_stages_and_micro_batches_go_on(
     tiny_dataset: Path, tmp_path: Path
 ) -> None:
-    """2 processes at ZeRO 2, 4 at ZeRO 3, 1 at ZeRO 0: the same rows, the loss but for rounding."""
-    (tmp_path / "unbroken").mkdir()
-    (tmp_path / "elastic").mkdir()
-    assert launch(tiny_preset(tmp_path / "unbroken", tiny_dataset, steps=STEPS)).returncode == 0
-    preset = tiny_preset(tmp_path / "elastic", tiny_dataset, steps=STEPS)
+    """2 processes at ZeRO 2, 4 at ZeRO 3, 1 with offload: the same rows, the loss but for rounding."""
+    dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    changes = {"steps": 112, "save_every": 10, "model": dropout}  # its masks are a micro-batch's
+    for folder in ("unbroken", "elastic"):
+        (tmp_path / folder).mkdir()
+    assert launch(tiny_preset(tmp_path / "unbroken", tiny_dataset, **changes)).returncode == 0
     run = tmp_path / "elastic" / "run"
-    start_and_kill(preset, run, 2, reached(4))
-    preset = tiny_preset(
-        tmp_path / "elastic",
-        tiny_dataset,
-        steps=STEPS,
-        deepspeed=str(ROOT / "ds_configs" / "zero3.json"),
-    )
-    start_and_kill(preset, run, 4, reached(10))
-    preset = tiny_preset(
-        tmp_path / "elastic",
-        tiny_dataset,
-        steps=STEPS,
-        deepspeed=str(ROOT / "ds_configs" / "zero0.json"),
-    )
-    last = launch(preset)
+
+    def preset(stage: str, micro_batch: int) -> Path:
+        deepspeed = str(ROOT / "ds_configs" / f"{stage}.json")
+        other = {"deepspeed": deepspeed, "micro_batch_size": micro_batch}
+        return tiny_preset(tmp_path / "elastic", tiny_dataset, **changes, **other)
+
+    start_and_kill(preset("zero2", 4), run, 2, reached(12))
+    start_and_kill(preset("zero3", 2), run, 4, reached(22))
+    last = launch(preset("zero2_offload", 8))
     assert last.returncode == 0, last.stderr
     ours, theirs = read_metrics(run), read_metrics(tmp_path / "unbroken" / "run")
     assert [m["rows_digest"] for m in ours] == [m["rows_digest"] for m in theirs]
-    assert [m["loss"] for m in ours] == pytest.approx([m["loss"] for m in theirs], rel=1e-5)
+    worst = max(abs(a["loss"] / b["loss"] - 1) for a, b in zip(ours, theirs, strict=True))
+    print(f"largest relative difference of a loss: {worst:.1e}")
+    assert worst < 1e-5
 
 
 def test_a_finished_run_has_nothing_to_do(tiny_dataset: Path, tmp_path: Path) -> None:

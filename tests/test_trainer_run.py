@@ -133,7 +133,7 @@ def test_micro_batch_size_changes_dropout_but_not_the_rows_or_the_loss(
 
 def test_dropout_belongs_to_a_row_of_a_run() -> None:
     def drawn(seed: int, first_row: int) -> list[float]:
-        seed_dropout(seed, first_row)
+        seed_dropout(seed, first_row, torch.device("cpu"))
         return torch.rand(4).tolist()
 
     assert drawn(1, 8) == drawn(1, 8)

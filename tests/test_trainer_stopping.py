@@ -20,6 +20,7 @@ from support import (
     train_command,
 )
 
+from launcher.supervise import descendants
 from trainer.checkpoint_files import list_checkpoints, problems_of, step_of
 from trainer.stopping import StopRequest
 
@@ -79,7 +80,7 @@ def test_a_signal_in_any_phase_costs_no_step(
 def test_cloze_train_passes_a_signal_on_and_tells_the_status(
     unbroken: list[tuple], tiny_dataset: Path, tmp_path: Path
 ) -> None:
-    preset = tiny_preset(tmp_path, tiny_dataset, steps=STEPS)
+    preset = tiny_preset(tmp_path, tiny_dataset, steps=STEPS, data={"num_workers": 2})
     process = subprocess.Popen(
         [*train_command(1, ["-m", "launcher.cli", "train"]), str(preset), "--processes", "2"],
         cwd=ROOT,
@@ -91,9 +92,61 @@ def test_cloze_train_passes_a_signal_on_and_tells_the_status(
     process.send_signal(signal.SIGTERM)
     _, stderr = process.communicate(timeout=100)
     assert process.returncode == 75, stderr
-    assert list_checkpoints(tmp_path / "run")
+    assert newest_step(tmp_path / "run") == len(read_metrics(tmp_path / "run"))
     assert launch(preset, processes=2).returncode == 0
     assert curve(tmp_path / "run") == unbroken
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_to_every_process_of_a_job_costs_no_step(
+    number: signal.Signals, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    """Ctrl-C, torchrun, DeepSpeed's launcher and Slurm send it to the processes that make micro-batches too."""
+    process, others = start_with_loaders(tiny_dataset, tmp_path)
+    for pid in (process.pid, *others):
+        os.kill(pid, number)
+    assert process.wait(timeout=60) == 75
+    assert newest_step(tmp_path / "run") == len(read_metrics(tmp_path / "run"))
+    wait_until_gone(others)
+
+
+def test_loaders_do_not_outlive_a_rank_that_is_killed(tiny_dataset: Path, tmp_path: Path) -> None:
+    process, others = start_with_loaders(tiny_dataset, tmp_path)
+    process.kill()
+    process.wait()
+    wait_until_gone(others)
+
+
+def start_with_loaders(dataset: Path, folder: Path) -> tuple[subprocess.Popen[bytes], set[int]]:
+    """A run that does not end, and the processes that it has started."""
+    data = {"num_workers": 2}
+    preset = tiny_preset(folder, dataset, steps=100_000, save_every=0, data=data)
+    process = subprocess.Popen([*train_command(1), str(preset)], cwd=ROOT, env=environment())
+    wait_for_step(folder / "run", 3)
+    others = descendants(process.pid)
+    assert len(others) >= 4  # a watchdog, a fork server and two loaders
+    return process, others
+
+
+def wait_until_gone(pids: set[int]) -> None:
+    deadline = time.monotonic() + 10
+    while left := [pid for pid in pids if is_alive(pid)]:
+        if time.monotonic() > deadline:
+            for pid in left:
+                os.kill(pid, signal.SIGKILL)
+            pytest.fail(f"{left} are left")
+        time.sleep(0.1)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return bool(Path(f"/proc/{pid}/cmdline").read_bytes())  # empty where it has ended
+    except OSError:
+        return False
+
+
+def newest_step(run: Path) -> int:
+    return step_of(list_checkpoints(run)[-1])
 
 
 def wait_for_step(run: Path, step: int) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from data.files import read_small_json
 from trainer.files import link_problem, remove_folder, sha256_of
 
+SLURM_FOLDER = "slurm"  # beside the checkpoints: what `cloze submit` froze, and logs
 FORMAT = "cloze-checkpoint-v2"
 READABLE = ("cloze-checkpoint-v1", FORMAT)  # version 1 held whole tensors only
 NAME = re.compile(r"step-\d{8,15}")

@@ -6,6 +6,7 @@ import torch
 import torch.distributed as dist
 
 from data.batch import evaluation_batches
+from data.hashing import stable_hash64
 from data.shards import Dataset
 from trainer.stretch import Stretch
 from trainer.task_losses import Totals, stack
@@ -26,9 +27,11 @@ def evaluate(
     totals = Totals.zeros(stretch.settings.data.mixture.tasks, world.device)
     engine.eval()
     with torch.no_grad():
-        for batch, counts in evaluation_batches(
-            dataset, stretch.settings.data, stretch.reader, num_rows
-        ):
+        batches = evaluation_batches(dataset, stretch.settings.data, stretch.reader, num_rows)
+        for number, (batch, counts) in enumerate(batches):
+            place = number * world.size + world.rank
+            # what a generator replaces is drawn, the same every time
+            torch.manual_seed(stable_hash64(stretch.reader.seed, "heldout", place) >> 1)
             losses = engine(**batch.model_inputs(world.device))
             totals.sums.add_(stack(losses) * counts)
     engine.train()

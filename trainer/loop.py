@@ -117,7 +117,7 @@ def optimizer_step(
     loss_weights = settings_at(run, state.step).loss_weights
     for number, item in enumerate(items):
         set_accumulation(job.engine, number, len(items))
-        seed_dropout(run.seed, item.first_row)
+        seed_dropout(run.seed, item.first_row, world.device)
         job.activity.enter("forward")
         losses = job.engine(**item.batch.model_inputs(world.device))
         job.activity.enter("backward")
@@ -181,6 +181,12 @@ def count(
     return StepCounts(num_labels, *sums[len(tasks) :], rows_digest=low + (high << 32))
 
 
-def seed_dropout(seed: int, first_row: int) -> None:
-    """Dropout's randomness has an address: a resumed run, or one on more ranks, draws the same."""
-    torch.manual_seed(stable_hash64(seed, "dropout", first_row) >> 1)
+def seed_dropout(seed: int, first_row: int, device: torch.device) -> None:
+    """Dropout's randomness has an address: a resumed run, or one on more ranks, draws the same.
+
+    What torch.manual_seed does, without asking for every kind of device that torch knows.
+    """
+    number = stable_hash64(seed, "dropout", first_row) >> 1
+    torch.default_generator.manual_seed(number)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(number)

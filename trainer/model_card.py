@@ -2,12 +2,16 @@
 
 from typing import Any
 
+from model.hf_kinds import kind_of
 from trainer.config import RunConfig, to_yaml
 
-NAMES = {
-    "bert": ("BERT", "BertForPreTraining"),
-    "modernbert": ("ModernBERT", "ModernBertForMaskedLM"),
-}
+NAMES = {"bert": "BERT", "modernbert": "ModernBERT"}
+FILL_MASK = """
+```python
+from transformers import pipeline
+print(pipeline("fill-mask", model=".")("The capital of France is [MASK]."))
+```
+"""
 
 
 def model_card(
@@ -18,23 +22,22 @@ def model_card(
         f"| {name} | {splits['train']['num_documents']:,} | {splits['train']['num_tokens']:,} |"
         for name, splits in manifest["sources"].items()
     )
-    name, hf_class = NAMES[config.model.architecture]
+    hf_class = kind_of(config.model).name
+    can_fill = hf_class.endswith(("PreTraining", "MaskedLM")) and "Electra" not in hf_class
+    every = [config.data.objectives, *(phase.objectives or {} for phase in config.phases)]
+    recipes = dict.fromkeys(name for objectives in every for name in objectives)
     return f"""---
 library_name: transformers
-tags: [{config.model.architecture}, fill-mask]
+tags: [{config.model.architecture}{", fill-mask" if can_fill else ""}]
 ---
 
-# A {name} encoder, pretrained with Cloze
+# A {NAMES[config.model.architecture]} encoder, pretrained with Cloze
 
-{num_parameters:,} parameters, {step:,} optimizer steps, {num_tokens:,} tokens seen (masked language modelling
-and next-sentence prediction, Devlin et al. 2019; masks drawn anew in each epoch).
-
-```python
-from transformers import pipeline
-print(pipeline("fill-mask", model=".")("The capital of France is [MASK]."))
-```
-
-`{hf_class}` takes every weight of this folder; classes with fewer heads, such as `AutoModel`, leave the rest.
+{num_parameters:,} parameters, {step:,} optimizer steps, {num_tokens:,} tokens seen.
+Objectives: {", ".join(recipes)}.
+{FILL_MASK if can_fill else ""}
+`{hf_class}` takes every weight of `model.safetensors`; classes with fewer heads, such as `AutoModel`, leave
+the rest.
 
 ## Data
 

@@ -6,6 +6,7 @@ runs/tiny/
     jobs.jsonl                       what happened, job by job
     damaged_blocks.jsonl             which readings of a block were passed over, and why
     plan.json                        what `cloze plan` foretold; the run compares
+    probes.jsonl                     what `cloze probe` found, beside the run
     rewinds.jsonl                    where a rewind has moved the stream
     slurm/                           what `cloze submit` froze, logs of its jobs, how each start ended
     lock owner.json                  the job that is training now
@@ -24,7 +25,7 @@ from typing import Any
 
 from data.files import TEMPORARY_MARK
 from data.settings import read_settings
-from trainer.checkpoint_files import check_settings
+from trainer.checkpoint_files import SLURM_FOLDER, check_settings
 from trainer.config import RunConfig, differences, to_dict, to_yaml
 from trainer.files import link_problem, write_atomically
 from trainer.jumps import REWINDS_FILE
@@ -33,7 +34,6 @@ from trainer.stopping import STOP_FILE
 from trainer.watchdog import STALLS
 
 DAMAGE_FILE = "damaged_blocks.jsonl"
-SLURM_FOLDER = "slurm"
 PLAN_FILE = "plan.json"
 
 

@@ -13,9 +13,10 @@ from pathlib import Path
 from threading import Thread
 from types import FrameType
 
+from data.loader_workers import STOP_SIGNALS
 from trainer.exit_status import PREEMPTED
 
-PLANNED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+PLANNED = STOP_SIGNALS
 STOP_FILE = "STOP"
 POLL_SECONDS = 5.0  # between looks for the file: it may be on a shared disk
 SAFETY = 1.5  # on the time that a step and a checkpoint took so far

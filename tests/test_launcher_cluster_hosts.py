@@ -1,0 +1,146 @@
+"""`cloze doctor --cluster` on machines without Slurm: what is wrong with one of three is named, no more."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from hosts import Hosts, hosts, ip
+from support import ROOT, environment, tiny_preset
+
+PORT = 29500
+DOCTOR = ["-m", "launcher.cli", "doctor", "--cluster"]
+AHEAD = """
+import sys, time
+true_time = time.time
+time.time = lambda: true_time() + 61
+from launcher.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def start(
+    machines: Hosts, number: int, preset: Path, how: list[str] = DOCTOR, wait_seconds: int = 60
+) -> subprocess.Popen[str]:
+    """The task of one host, started by hand."""
+    variables = {
+        "RANK": str(number), "WORLD_SIZE": str(len(machines.spaces)), "MASTER_ADDR": machines.address(0),
+        "MASTER_PORT": str(PORT),
+    }  # fmt: skip
+    command = [sys.executable, *how, str(preset), f"--wait-seconds={wait_seconds}"]
+    return subprocess.Popen(
+        machines.command(number, command), cwd=ROOT, env={**environment(), **variables}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def ended(tasks: list[subprocess.Popen[str]]) -> tuple[list[int], list[str], list[str]]:
+    """Statuses, and what was printed and said."""
+    said = [task.communicate(timeout=150) for task in tasks]
+    return [task.returncode for task in tasks], [out for out, _ in said], [err for _, err in said]
+
+
+def ill(table: str) -> dict[tuple[str, str], str]:
+    """(check, of) -> verdict, of all that is not well."""
+    rows = re.findall(r"^(WARNING|PROBLEM)  +(\S.*?)  +(\S.*?)  +\S", table, re.MULTILINE)
+    return {(check, of): verdict for verdict, check, of in rows}
+
+
+@contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[None]:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def test_torchrun_starts_it_on_healthy_machines(tiny_dataset: Path, tmp_path: Path) -> None:
+    """The same command on every machine, as for training; nothing is left in the run's folder."""
+    preset = tiny_preset(tmp_path, tiny_dataset)
+    with hosts(2) as machines:
+        how = [
+            "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d",
+            f"--rdzv-endpoint={machines.address(0)}:{PORT}", "--rdzv-id=doctor", *DOCTOR,
+        ]  # fmt: skip
+        command = [sys.executable, *how, str(preset)]
+        tasks = [
+            subprocess.Popen(
+                machines.command(number, command), cwd=ROOT, env=environment(), text=True,
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            )
+            for number in range(2)
+        ]  # fmt: skip
+        statuses, tables, said = ended(tasks)
+    assert statuses == [0, 0], (tables, said)
+    (table,) = filter(None, tables)  # one of them prints it
+    assert "0 PROBLEM, 0 WARNING" in table and "host0 to host1" in table
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_blocked_port_a_wrong_clock_and_too_small_a_disk(
+    tiny_dataset: Path, tmp_path: Path
+) -> None:
+    """host2's packets to the port where all meet are lost: it is heard of by the run's folder."""
+    preset = tiny_preset(tmp_path, tiny_dataset)
+    run = tmp_path / "run"
+    run.mkdir()
+    with hosts(3) as machines, small_disk(run, "600k"):
+        first = machines.spaces[0]
+        # the rules of routing see ports: what comes in for this one is dropped before it is for us
+        ip("-n", first, "rule", "add", "pref", "50", "lookup", "local")
+        ip("-n", first, "rule", "del", "pref", "0")
+        ip("-n", first, "rule", "add", "pref", "10", "from", machines.address(2), "ipproto", "tcp",
+           "dport", str(PORT), "blackhole")  # fmt: skip
+        ahead = ["-c", AHEAD, "doctor", "--cluster"]
+        tasks = [
+            start(machines, number, preset, ahead if number == 1 else DOCTOR) for number in range(3)
+        ]
+        statuses, tables, said = ended(tasks)
+        assert not list(run.iterdir())
+    assert statuses == [1, 1, 1], said
+    assert ill(tables[0]) == {
+        ("meeting", "host2"): "PROBLEM",
+        ("clocks", "host1"): "PROBLEM",
+        ("disk", "3 machines"): "PROBLEM",
+    }, tables[0]
+    assert f"cannot reach {machines.address(0)}:{PORT}: no answer (a firewall" in tables[0]
+    assert "3 PROBLEM, 0 WARNING" in tables[0] and not any(tables[1:])
+
+
+def test_a_machine_that_does_not_come_and_a_port_that_is_taken(
+    tiny_dataset: Path, tmp_path: Path
+) -> None:
+    preset = tiny_preset(tmp_path, tiny_dataset)
+    with hosts(3) as machines:
+        taken = ["-c", f"import socket; s = socket.create_server(('', {PORT})); input()"]
+        other = subprocess.Popen(
+            machines.command(0, [sys.executable, *taken]), stdin=subprocess.PIPE
+        )
+        tasks = [start(machines, number, preset, wait_seconds=20) for number in range(2)]
+        statuses, tables, said = ended(tasks)
+        other.communicate(b"\n")
+    assert statuses == [1, 1], said
+    assert ill(tables[0]) == {
+        ("meeting", "host0"): "PROBLEM",
+        ("meeting", "task 2"): "PROBLEM",
+    }, tables[0]
+    assert f"port {PORT}: it is taken by another program" in tables[0]
+    assert "was not heard of within 20 s" in tables[0]
+    assert "links" in tables[0]  # what is there is measured all the same
+
+
+WRONG = [["datasets/x"], ["none.yaml"], ["configs/tiny.yaml", "stpes=3"]]
+
+
+@pytest.mark.parametrize("arguments", WRONG)
+def test_what_cannot_be_examined_is_refused(arguments: list[str]) -> None:
+    task = subprocess.run(
+        [sys.executable, *DOCTOR, *arguments], cwd=ROOT, env=environment(), capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert task.returncode == 78, task.stderr
+    assert arguments[-1].partition("=")[0] in task.stderr
