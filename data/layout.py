@@ -16,7 +16,7 @@ from data.rows import rows_at_once
 
 PAIR_BYTES = 56  # six int64 of data.pairs.Pairs and one of RowPlan.order
 ROW_BYTES = 8  # RowPlan.starts
-SLOT_BYTES = 14  # of an assembled row: ids, types, positions, sequences, and a share of masks
+SLOT_BYTES = 28  # of an assembled row, at most: 7 of mlm (ids, types, masks), 21 of clm, 28 of rtd
 BATCH_SLOT_BYTES = 28  # of a micro-batch's tensors: three int64 and one int32
 PREFETCHED = 2  # micro-batches that the loader keeps ready for each worker
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data.layout import (
+    SLOT_BYTES,
     check_owners,
     lane_owners,
     lane_readers,
@@ -207,7 +208,7 @@ def _memory(rehearsal: Rehearsal) -> str:
     at_once = rows_at_once(data.sequence_length)
     text = (
         "Memory: an open lane holds its block, 56 B a pair, 8 B a row, and "
-        f"{at_once} assembled rows of 14 B a slot;\na rank also 2 micro-batches a worker. "
+        f"{at_once} assembled rows of up to {SLOT_BYTES} B a slot;\na rank also 2 micro-batches a worker. "
         "Python and torch themselves are not counted.\n"
     )
     text += text_table(["per", "open lanes", "most"], rows)

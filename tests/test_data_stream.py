@@ -116,8 +116,12 @@ def test_all_objectives_over_two_phases_and_any_stops(dataset_path: Path) -> Non
     start = StreamState.start(32, 1)
     unbroken = read(start, [(0, 6, 1, 0), (1, 6, 1, 0)])
     assert len(set(unbroken[0])) == 12
-    # with a twentieth of a small block, nsp and order find no partner for a B
-    assert {task for task, count in unbroken[1].items() if not count} <= {"nsp", "order"}
+    # with a twentieth of a small block, these may find no partner for a B
+    assert {task for task, count in unbroken[1].items() if not count} <= {
+        "nsp",
+        "order",
+        "distance",
+    }
     assert read(start, [(0, 2, 2, 0), (0, 4, 4, 0), (1, 1, 8, 0), (1, 5, 2, 0)]) == unbroken
     assert read(start, [(0, 6, 1, 3), (1, 3, 1, 2), (1, 3, 4, 0)]) == unbroken
 

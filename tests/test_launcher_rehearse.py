@@ -13,6 +13,7 @@ from support import tiny_preset
 from data.hashing import permute, stable_hash64
 from data.lanes import DataConfig, Lanes, StreamState, rows_of_batch
 from data.layout import (
+    SLOT_BYTES,
     Layout,
     check_owners,
     lane_owners,
@@ -21,6 +22,7 @@ from data.layout import (
     reader_memory,
     readings_digest,
     readings_per_window,
+    rows_at_once,
 )
 from data.rehearsal import (
     Streams,
@@ -117,7 +119,11 @@ def test_estimates_of_rows_pairs_and_memory(
     )
     layout = Layout(1, 0, 4, 16, 16)
     memory = reader_memory(table, layout, sequence_length, packing)
-    assert real <= memory.lane <= 1.2 * real + 32 * sequence_length * 14
+    assert (
+        real
+        <= memory.lane
+        <= 1.2 * real + rows_at_once(sequence_length) * sequence_length * SLOT_BYTES
+    )
     assert memory.rank == memory.worker == 16 * memory.lane
 
 
