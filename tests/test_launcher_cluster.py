@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from people_support import command as command_line
-from support import ROOT, environment, free_port, tiny_preset
+from support import ROOT, environment, tiny_preset
 
 from launcher import doctor
 from launcher.cluster_board import Address, Board, clock_offset, get, put, why_not_reached
@@ -366,12 +367,14 @@ def test_clocks_and_machines_that_are_lost(tmp_path: Path) -> None:
     }
 
 
-def test_a_machine_that_dies_in_the_middle_is_named(
+def test_a_machine_that_dies_in_the_middle_and_a_port_that_is_taken(
     tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
-    """The second task is killed as soon as it has come; the first, in this process, waits as long as told."""
+    """The second task finds the other port, and is killed then; the first, in this process, is not held up."""
     preset = tiny_preset(tmp_path, tiny_dataset)
-    variables = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    taken = socket.create_server(("127.0.0.1", 0))
+    port = taken.getsockname()[1]
+    variables = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     command = [sys.executable, "-m", "launcher.cli", "doctor", "--cluster", str(preset)]
     second = subprocess.Popen(
         command,
@@ -379,7 +382,7 @@ def test_a_machine_that_dies_in_the_middle_is_named(
         env={**environment(), **variables, "RANK": "1"},
         stderr=subprocess.DEVNULL,
     )
-    seen = tmp_path / "run" / "slurm" / f"doctor-hand-{variables['MASTER_PORT']}" / "seen-1.json"
+    seen = tmp_path / "run" / "slurm" / f"doctor-hand-{port}" / "seen-1.json"
 
     def kill_when_seen() -> None:
         while second.poll() is None and not seen.exists():
@@ -395,8 +398,10 @@ def test_a_machine_that_dies_in_the_middle_is_named(
         "cluster_first.GOODBYE_SECONDS",
     ):
         monkeypatch.setattr(f"launcher.{name}", 2.0)
-    assert command_line(doctor, "--cluster", preset) == 1
+    with taken:
+        assert command_line(doctor, "--cluster", preset) == 1
     assert second.wait() == -signal.SIGKILL
     table = capsys.readouterr().out
     assert re.search(r"^PROBLEM +meeting +\S+ +left in the middle of this", table, re.MULTILINE)
+    assert f"port {port}: it is taken by another program" in table
     assert not (tmp_path / "run").exists()

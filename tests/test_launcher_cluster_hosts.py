@@ -1,4 +1,4 @@
-"""`cloze doctor --cluster` on machines without Slurm: what is wrong with one of three is named, no more."""
+"""`cloze doctor --cluster` on machines without Slurm: what is wrong with one of them is named, no more."""
 
 import re
 import subprocess
@@ -12,6 +12,7 @@ from hosts import Hosts, hosts, ip
 from support import ROOT, environment, tiny_preset
 
 PORT = 29500
+WAIT_SECONDS = 25
 DOCTOR = ["-m", "launcher.cli", "doctor", "--cluster"]
 AHEAD = """
 import sys, time
@@ -23,14 +24,14 @@ sys.exit(main(sys.argv[1:]))
 
 
 def start(
-    machines: Hosts, number: int, preset: Path, how: list[str] = DOCTOR, wait_seconds: int = 60
+    machines: Hosts, number: int, preset: Path, how: list[str] = DOCTOR
 ) -> subprocess.Popen[str]:
     """The task of one host, started by hand."""
     variables = {
         "RANK": str(number), "WORLD_SIZE": str(len(machines.spaces)), "MASTER_ADDR": machines.address(0),
         "MASTER_PORT": str(PORT),
     }  # fmt: skip
-    command = [sys.executable, *how, str(preset), f"--wait-seconds={wait_seconds}"]
+    command = [sys.executable, *how, str(preset), f"--wait-seconds={WAIT_SECONDS}"]
     return subprocess.Popen(
         machines.command(number, command), cwd=ROOT, env={**environment(), **variables}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -81,14 +82,14 @@ def test_torchrun_starts_it_on_healthy_machines(tiny_dataset: Path, tmp_path: Pa
     assert not (tmp_path / "run").exists()
 
 
-def test_a_blocked_port_a_wrong_clock_and_too_small_a_disk(
+def test_a_blocked_port_an_absent_machine_a_wrong_clock_and_a_small_disk(
     tiny_dataset: Path, tmp_path: Path
 ) -> None:
-    """host2's packets to the port where all meet are lost: it is heard of by the run's folder."""
+    """host2's packets to the port where all meet are lost: it is heard of by the run's folder. host3 is off."""
     preset = tiny_preset(tmp_path, tiny_dataset)
     run = tmp_path / "run"
     run.mkdir()
-    with hosts(3) as machines, small_disk(run, "600k"):
+    with hosts(4) as machines, small_disk(run, "600k"):
         first = machines.spaces[0]
         # the rules of routing see ports: what comes in for this one is dropped before it is for us
         ip("-n", first, "rule", "add", "pref", "50", "lookup", "local")
@@ -104,33 +105,13 @@ def test_a_blocked_port_a_wrong_clock_and_too_small_a_disk(
     assert statuses == [1, 1, 1], said
     assert ill(tables[0]) == {
         ("meeting", "host2"): "PROBLEM",
+        ("meeting", "task 3"): "PROBLEM",
         ("clocks", "host1"): "PROBLEM",
         ("disk", "3 machines"): "PROBLEM",
     }, tables[0]
     assert f"cannot reach {machines.address(0)}:{PORT}: no answer (a firewall" in tables[0]
-    assert "3 PROBLEM, 0 WARNING" in tables[0] and not any(tables[1:])
-
-
-def test_a_machine_that_does_not_come_and_a_port_that_is_taken(
-    tiny_dataset: Path, tmp_path: Path
-) -> None:
-    preset = tiny_preset(tmp_path, tiny_dataset)
-    with hosts(3) as machines:
-        taken = ["-c", f"import socket; s = socket.create_server(('', {PORT})); input()"]
-        other = subprocess.Popen(
-            machines.command(0, [sys.executable, *taken]), stdin=subprocess.PIPE
-        )
-        tasks = [start(machines, number, preset, wait_seconds=20) for number in range(2)]
-        statuses, tables, said = ended(tasks)
-        other.communicate(b"\n")
-    assert statuses == [1, 1], said
-    assert ill(tables[0]) == {
-        ("meeting", "host0"): "PROBLEM",
-        ("meeting", "task 2"): "PROBLEM",
-    }, tables[0]
-    assert f"port {PORT}: it is taken by another program" in tables[0]
-    assert "was not heard of within 20 s" in tables[0]
-    assert "links" in tables[0]  # what is there is measured all the same
+    assert f"was not heard of within {WAIT_SECONDS} s" in tables[0]
+    assert "4 PROBLEM, 0 WARNING" in tables[0] and not any(tables[1:])
 
 
 WRONG = [["datasets/x"], ["none.yaml"], ["configs/tiny.yaml", "stpes=3"]]
