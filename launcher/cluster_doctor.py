@@ -15,8 +15,8 @@ import sys
 from pathlib import Path
 
 from launcher.cluster_board import Board, clock_offset, get, own_address, put
-from launcher.cluster_facts import Disks, Facts, collect, read_run
-from launcher.cluster_first import RESULT_SECONDS, First
+from launcher.cluster_facts import Asked, Disks, Facts, collect, read_run
+from launcher.cluster_first import RESULT_SECONDS, First, needs_of
 from launcher.cluster_group import READY_SECONDS, Group, Member, Workers
 from launcher.cluster_meeting import Notes, join, neighbours, unseen, wait_for_verdict
 from launcher.cluster_place import Place, host_name, read_place, srun_command
@@ -50,6 +50,7 @@ def run(options: argparse.Namespace) -> int:
         if place.rank == 0:
             notes.clear()
         disks = Disks.ask(config, folder)
+        needs = Asked(lambda: needs_of(config) if place.rank == 0 else None)
         workers.wait()
         member = Member(
             place.rank, host_name(os.environ), _address(place), board.port, workers.num_gpus
@@ -61,7 +62,7 @@ def run(options: argparse.Namespace) -> int:
             if place.rank > 0:
                 return _follow(place, facts, notes, workers, options.wait_seconds)
             first = First(place, board, facts, notes, workers)
-            return first.examine(options.target, config, options.wait_seconds)
+            return first.examine(options.target, needs, options.wait_seconds)
         finally:
             notes.leave(list(facts.run.made))
 
