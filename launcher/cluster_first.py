@@ -8,7 +8,7 @@ from typing import Any
 from data.shards import Dataset
 from launcher.cluster_board import Board, get, put
 from launcher.cluster_facts import Asked, Facts
-from launcher.cluster_group import KILL_SECONDS, Group, Workers
+from launcher.cluster_group import KILL_SECONDS, Group, Member, Workers
 from launcher.cluster_judge import Examined, judge
 from launcher.cluster_links import Measured, pair_rounds, pair_speeds, slow_pairs
 from launcher.cluster_machine import Needs
@@ -29,7 +29,7 @@ from trainer.config import RunConfig
 
 RESULT_SECONDS = KILL_SECONDS + 30  # for all machines of a round to tell what came of it
 GOODBYE_SECONDS = 10.0
-NEEDS_SECONDS = 300.0  # since the beginning: for imports, and a disk
+NEEDS_SECONDS = 120.0  # since the beginning: for imports, and a disk
 REPEATS, MOST_REPEATS = 2, 8  # of slow pairs, when nothing else is under way; of so many of them
 TAKEN = "it is taken by another program"
 
@@ -42,6 +42,7 @@ class First:
     ) -> None:
         self._place, self._board, self._facts = place, board, facts
         self._notes, self._workers = notes, workers
+        self._members: dict[int, Member] = {}
         self._rounds = 0
         self._lost: list[int] = []
         self._measured: list[Measured] = []
@@ -63,7 +64,7 @@ class First:
         place, facts = self._place, heard.facts
         joined = [rank for rank in sorted(facts) if rank not in heard.not_joined]
         self._members = {rank: facts[rank].member for rank in joined}
-        if place.rank == 0 and place.port not in (0, self._board.port):
+        if place.port not in (0, self._board.port):
             heard.not_joined[0] = TAKEN
         self._notes.write("seen-0", {"rank": 0})
         clocks = {0: 0.0, **self._collect("clock", joined[1:], SEEN_SECONDS)}

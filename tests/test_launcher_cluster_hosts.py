@@ -1,15 +1,22 @@
 """`cloze doctor --cluster` on machines without Slurm: what is wrong with one of them is named, no more."""
 
 import re
+import signal
+import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from hosts import Hosts, hosts, ip
+from people_support import command as command_line
 from support import ROOT, environment, tiny_preset
+
+from launcher import doctor
 
 PORT = 29500
 WAIT_SECONDS = 25
@@ -112,6 +119,46 @@ def test_a_blocked_port_an_absent_machine_a_wrong_clock_and_a_small_disk(
     assert f"cannot reach {machines.address(0)}:{PORT}: no answer (a firewall" in tables[0]
     assert f"was not heard of within {WAIT_SECONDS} s" in tables[0]
     assert "4 PROBLEM, 0 WARNING" in tables[0] and not any(tables[1:])
+
+
+def test_a_machine_that_dies_in_the_middle_and_a_port_that_is_taken(
+    tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    """The second task finds the other port, and is killed then; the first, in this process, is not held up."""
+    preset = tiny_preset(tmp_path, tiny_dataset)
+    taken = socket.create_server(("127.0.0.1", 0))
+    port = taken.getsockname()[1]
+    variables = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    command = [sys.executable, "-m", "launcher.cli", "doctor", "--cluster", str(preset)]
+    second = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**environment(), **variables, "RANK": "1"},
+        stderr=subprocess.DEVNULL,
+    )
+    seen = tmp_path / "run" / "slurm" / f"doctor-hand-{port}" / "seen-1.json"
+
+    def kill_when_seen() -> None:
+        while second.poll() is None and not seen.exists():
+            time.sleep(0.01)
+        second.kill()
+
+    threading.Thread(target=kill_when_seen, daemon=True).start()
+    for name, value in {**variables, "RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    for name in (
+        "cluster_first.RESULT_SECONDS",
+        "cluster_first.SEEN_SECONDS",
+        "cluster_first.GOODBYE_SECONDS",
+    ):
+        monkeypatch.setattr(f"launcher.{name}", 2.0)
+    with taken:
+        assert command_line(doctor, "--cluster", preset) == 1
+    assert second.wait() == -signal.SIGKILL
+    table = capsys.readouterr().out
+    assert re.search(r"^PROBLEM +meeting +\S+ +left in the middle of this", table, re.MULTILINE)
+    assert f"port {port}: it is taken by another program" in table
+    assert not (tmp_path / "run").exists()
 
 
 WRONG = [["datasets/x"], ["none.yaml"], ["configs/tiny.yaml", "stpes=3"]]
