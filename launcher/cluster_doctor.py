@@ -15,12 +15,12 @@ import sys
 from pathlib import Path
 
 from launcher.cluster_board import Board, clock_offset, get, own_address, put
-from launcher.cluster_facts import Disks, Facts, collect, read_run
-from launcher.cluster_first import RESULT_SECONDS, First
+from launcher.cluster_env import site_environment
+from launcher.cluster_facts import Asked, Disks, Facts, Preset, collect
+from launcher.cluster_first import RESULT_SECONDS, First, needs_of
 from launcher.cluster_group import READY_SECONDS, Group, Member, Workers
 from launcher.cluster_meeting import Notes, join, neighbours, unseen, wait_for_verdict
 from launcher.cluster_place import Place, host_name, read_place, srun_command
-from launcher.site import site_environment
 from launcher.target import is_preset
 from trainer.checkpoint_files import SLURM_FOLDER
 
@@ -41,29 +41,31 @@ def run(options: argparse.Namespace) -> int:
     if command := srun_command(os.environ, again):
         os.execvpe(command[0], command, site_environment())
     place = read_place(os.environ)
-    config, preset_problem = read_run(Path(options.target), options.overrides)
-    if config is None and place.size == 1:
-        raise ValueError(preset_problem)
-    folder = Path(config.dir).resolve() / SLURM_FOLDER / f"doctor-{place.job}" if config else None
+    preset = Preset.read(Path(options.target), options.overrides)
+    if preset.problem and place.size == 1:
+        raise ValueError(preset.problem)
+    folder = None
+    if preset.run:
+        folder = Path(preset.run.dir).absolute() / SLURM_FOLDER / f"doctor-{place.job}"
     with Workers() as workers, _open_board(place) as board:
         notes = Notes(folder)
         if place.rank == 0:
             notes.clear()
-        disks = Disks.ask(config, folder)
+        disks = Disks.ask(preset.run, folder)
+        needs = Asked(lambda: needs_of(preset.run) if place.rank == 0 else None)
         workers.wait()
         member = Member(
             place.rank, host_name(os.environ), _address(place), board.port, workers.num_gpus
         )
-        facts = collect(member, config, preset_problem, workers.problem, disks)
-        if facts.run.problem:
-            notes.folder = None
+        facts = collect(member, preset, workers.problem, disks)
+        notes.is_usable = facts.run.problem is None
         try:
             if place.rank > 0:
                 return _follow(place, facts, notes, workers, options.wait_seconds)
             first = First(place, board, facts, notes, workers)
-            return first.examine(options.target, config, options.wait_seconds)
+            return first.examine(options.target, needs, options.wait_seconds)
         finally:
-            notes.leave(list(facts.run.made))
+            notes.leave(facts.run.made)
 
 
 def _open_board(place: Place) -> Board:
@@ -97,7 +99,7 @@ def _follow(place: Place, facts: Facts, notes: Notes, workers: Workers, wait_sec
     try:
         notes.write(f"seen-{place.rank}", {"rank": place.rank})
         put(board, f"clock/{place.rank}", clock_offset(board))
-        plan = get(board, "plan", 2 * wait_seconds)
+        plan = get(board, "plan", ROUND_SECONDS + wait_seconds)
         members = {told[0]: Member(*told) for told in plan["members"]}
         others = neighbours(plan["noted"], place.rank) if place.rank in plan["noted"] else []
         put(board, f"unseen/{place.rank}", unseen(notes, others))

@@ -121,12 +121,24 @@ class Asked(Generic[Value]):
         return self._answer[0]
 
 
-def read_run(preset: Path, overrides: list[str]) -> tuple[RunConfig | None, str | None]:
-    """The settings, or what is wrong with them, or with reading them."""
-    try:
-        return Asked(lambda: load_config(preset, overrides)).answer(DISK_SECONDS), None
-    except (ValueError, OSError) as error:
-        return None, str(error)
+class Preset(NamedTuple):
+    """The settings and their digest, or what is wrong with them, or with reading them."""
+
+    run: RunConfig | None
+    digest: str
+    problem: str | None
+
+    @classmethod
+    def read(cls, path: Path, overrides: list[str]) -> "Preset":
+        def read() -> Preset:
+            run = load_config(path, overrides)
+            written = to_yaml(run).encode() + Path(run.deepspeed).read_bytes()
+            return Preset(run, xxhash.xxh3_128_hexdigest(written), None)
+
+        try:
+            return Asked(read).answer(DISK_SECONDS)
+        except (ValueError, OSError) as error:
+            return cls(None, "", str(error))
 
 
 class Disks(NamedTuple):
@@ -145,11 +157,8 @@ class Disks(NamedTuple):
         )
 
 
-def collect(
-    member: Member, run: RunConfig | None, preset_problem: str | None, worker_problem: str | None,
-    disks: Disks,
-) -> Facts:  # fmt: skip
-    """All that is known of this machine."""
+def collect(member: Member, preset: Preset, worker_problem: str | None, disks: Disks) -> Facts:
+    """All that is known of this machine. worker_problem: why it cannot take part in all-reduces."""
     gpus, gpu_problem = [], None
     try:
         gpus = read_gpus()
@@ -167,11 +176,11 @@ def collect(
         packages=environment_lines(),
         kernel=platform.release(),
         code=code_digest(),
-        preset=preset_digest(run) if run else "",
+        preset=preset.digest,
         dataset=dataset,
-        preset_problem=preset_problem,
+        preset_problem=preset.problem,
         dataset_problem=dataset_problem,
-        run=_answered(disks.run, run.dir if run else ""),
+        run=_answered(disks.run, preset.run.dir if preset.run else ""),
         temporary=_answered(disks.temporary, "the temporary folder"),
         shared_memory_bytes=_size(SHARED_MEMORY),
         limits={name: _soft_limit(number) for name, number in LIMITS.items()},
@@ -218,11 +227,6 @@ def code_digest() -> str:
             if path.suffix in (".py", ".json", ".sbatch") and path.is_file():
                 digest.update(f"{path.relative_to(ROOT)} {file_digest(path)}\n".encode())
     return digest.hexdigest()
-
-
-def preset_digest(run: RunConfig) -> str:
-    """Of the resolved settings, and of DeepSpeed's JSON that they name."""
-    return xxhash.xxh3_128_hexdigest(to_yaml(run).encode() + Path(run.deepspeed).read_bytes())
 
 
 def own_name_problem() -> str | None:

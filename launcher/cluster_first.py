@@ -7,8 +7,8 @@ from typing import Any
 
 from data.shards import Dataset
 from launcher.cluster_board import Board, get, put
-from launcher.cluster_facts import Facts
-from launcher.cluster_group import KILL_SECONDS, Group, Workers
+from launcher.cluster_facts import Asked, Facts
+from launcher.cluster_group import KILL_SECONDS, Group, Member, Workers
 from launcher.cluster_judge import Examined, judge
 from launcher.cluster_links import Measured, pair_rounds, pair_speeds, slow_pairs
 from launcher.cluster_machine import Needs
@@ -29,6 +29,7 @@ from trainer.config import RunConfig
 
 RESULT_SECONDS = KILL_SECONDS + 30  # for all machines of a round to tell what came of it
 GOODBYE_SECONDS = 10.0
+NEEDS_SECONDS = 120.0  # since the beginning: for imports, and a disk
 REPEATS, MOST_REPEATS = 2, 8  # of slow pairs, when nothing else is under way; of so many of them
 TAKEN = "it is taken by another program"
 
@@ -41,28 +42,29 @@ class First:
     ) -> None:
         self._place, self._board, self._facts = place, board, facts
         self._notes, self._workers = notes, workers
+        self._members: dict[int, Member] = {}
         self._rounds = 0
         self._lost: list[int] = []
         self._measured: list[Measured] = []
 
-    def examine(self, target: str, run: RunConfig | None, wait_seconds: float) -> int:
+    def examine(self, target: str, needs: "Asked[Needs | None]", wait_seconds: float) -> int:
         """Print the table. 0, or 1 where something is a PROBLEM; every task is told."""
         status, heard = 1, Heard({}, {})
         try:
             heard = gather(self._place, self._board, self._facts, self._notes, wait_seconds)
-            findings = judge(self._examined(heard, run))
+            findings = judge(self._examined(heard, needs))
             status = int(any(found.verdict == "PROBLEM" for found in findings))
             print(report_text(target, findings), flush=True)
         finally:
             self._end(heard, status)
         return status
 
-    def _examined(self, heard: Heard, run: RunConfig | None) -> Examined:
+    def _examined(self, heard: Heard, needs: "Asked[Needs | None]") -> Examined:
         """Everything that can be found out, in turn: clocks, what each sees of the others, links."""
         place, facts = self._place, heard.facts
         joined = [rank for rank in sorted(facts) if rank not in heard.not_joined]
         self._members = {rank: facts[rank].member for rank in joined}
-        if place.rank == 0 and place.port not in (0, self._board.port):
+        if place.port not in (0, self._board.port):
             heard.not_joined[0] = TAKEN
         self._notes.write("seen-0", {"rank": 0})
         clocks = {0: 0.0, **self._collect("clock", joined[1:], SEEN_SECONDS)}
@@ -75,7 +77,7 @@ class First:
         hosts = dict(enumerate(place.names)) | {r: f.member.host for r, f in facts.items()}
         return Examined(
             place, hosts, dict(sorted(facts.items())), heard.not_joined, self._lost, clocks, not_seen,
-            self._measured, self._needs(run), _job(),
+            self._measured, _answer(needs), _job(),
         )  # fmt: skip
 
     @staticmethod
@@ -129,15 +131,6 @@ class First:
                 self._lost.append(rank)
         return told
 
-    def _needs(self, run: RunConfig | None) -> Needs | None:
-        """None where the dataset cannot be opened: that is another finding."""
-        from launcher.submit import needed_seconds  # imports torch, in seconds
-
-        if run is None or self._facts.dataset_problem:
-            return None
-        vocab_size = Dataset.open(run.data.path, run.data.storage).vocab_size
-        return Needs(run, room_for_checkpoints(run, vocab_size), needed_seconds(run))
-
     def _end(self, heard: Heard, status: int) -> None:
         """Tell the verdict, wait until all know it, and leave nothing behind."""
         put(self._board, f"round/{self._rounds}", None)
@@ -153,6 +146,24 @@ class First:
             time.sleep(LOOK_SECONDS / 2)
         self._notes.clear()
         self._notes.leave([path for facts in heard.facts.values() for path in facts.run.made])
+
+
+def needs_of(run: RunConfig | None) -> Needs | None:
+    """What the run asks of machines. ValueError or OSError where the dataset cannot be opened."""
+    from launcher.submit import needed_seconds  # imports torch, in seconds
+
+    if run is None:
+        return None
+    vocab_size = Dataset.open(run.data.path, run.data.storage).vocab_size
+    return Needs(run, room_for_checkpoints(run, vocab_size), needed_seconds(run))
+
+
+def _answer(needs: "Asked[Needs | None]") -> Needs | None:
+    """None where there is none: what is wrong with the dataset is another finding."""
+    try:
+        return needs.answer(NEEDS_SECONDS)
+    except (ValueError, OSError):
+        return None
 
 
 def _job() -> SlurmJob | str | None:

@@ -286,9 +286,10 @@ def _gpus(found: Examined) -> list[Finding]:
     advice = "A process of a run would fail there, too: `nvidia-smi`, `dmesg`. Leave the node out."
     findings = []
     for rank, one in facts.items():
-        if problem := one.gpu_problem or one.worker_problem:
-            findings.append(Finding("GPUs", found.hosts[rank], problem, "PROBLEM", advice))
-        else:
+        for check, problem in (("GPUs", one.gpu_problem), ("torch", one.worker_problem)):
+            if problem:
+                findings.append(Finding(check, found.hosts[rank], problem, "PROBLEM", advice))
+        if not one.gpu_problem and not one.worker_problem:
             numbers = one.member.num_gpus, one.num_given_gpus
             findings += judge_gpus(found.hosts[rank], one.gpus, *numbers)
     odd, common = _compare(found, GPU_TRAIT)

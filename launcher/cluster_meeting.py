@@ -9,6 +9,7 @@ FOLDER/verdict.json     the exit status, for those that wait for it there
 import json
 import os
 import time
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +29,8 @@ class Notes:
     """The folder; where it cannot be used nothing is written, and nothing found."""
 
     def __init__(self, folder: Path | None) -> None:
-        self.folder = folder
+        self._folder = folder
+        self.is_usable = True
 
     def clear(self) -> None:
         """Remove what an examination left that was killed."""
@@ -38,8 +40,11 @@ class Notes:
     def write(self, name: str, value: Any) -> None:
         def publish(folder: Path) -> None:
             temporary = folder / f"{name}.{os.getpid()}"
-            temporary.write_text(json.dumps(value), encoding="utf-8")
-            temporary.rename(folder / f"{name}.json")
+            try:
+                temporary.write_text(json.dumps(value), encoding="utf-8")
+                temporary.rename(folder / f"{name}.json")
+            finally:
+                temporary.unlink(missing_ok=True)
 
         self._ask(publish)
 
@@ -50,14 +55,16 @@ class Notes:
     def remove(self, name: str) -> None:
         self._ask(lambda folder: (folder / f"{name}.json").unlink())
 
-    def leave(self, made: list[str]) -> None:
-        """Remove the folders that were `made` for this, as far as they are empty."""
-        for path in sorted(made, key=len, reverse=True):
-            self._ask(lambda _, path=path: os.rmdir(path))
+    def leave(self, made: Collection[str]) -> None:
+        """Remove the folder and those above it that were `made` for this, as far as they are empty."""
+        for path in (self._folder, *self._folder.parents) if self._folder else ():
+            if str(path) in made:
+                with suppress(OSError):
+                    Asked(path.rmdir).answer(NOTE_SECONDS)
 
-    def _ask(self, do: Any) -> Any:
-        folder = self.folder
-        if folder is None:
+    def _ask(self, do: Callable[[Path], Any]) -> Any:
+        folder = self._folder
+        if folder is None or not self.is_usable:
             return None
         with suppress(OSError, ValueError):
             return Asked(lambda: do(folder)).answer(NOTE_SECONDS)

@@ -211,18 +211,14 @@ def room_for_checkpoints(run: RunConfig, vocab_size: int) -> Room:
 
 
 def _disk(run: RunConfig, vocab_size: int) -> Finding:
+    room = room_for_checkpoints(run, vocab_size)
     folder = Path(run.dir).absolute()
     while not folder.exists():
         folder = folder.parent
-    return judge_room(
-        run, room_for_checkpoints(run, vocab_size), free_bytes(folder), f"in {folder}"
-    )
-
-
-def judge_room(run: RunConfig, room: Room, free: int, where: str) -> Finding:
+    free = free_bytes(folder)
     found = (
         f"{room.num_parameters:,} parameters: {bytes_text(room.one_bytes)} a checkpoint, "
-        f"{bytes_text(room.needed_bytes)} for {run.keep_checkpoints} + 1; {bytes_text(free)} free {where}"
+        f"{bytes_text(room.needed_bytes)} for {run.keep_checkpoints} + 1; {bytes_text(free)} free in {folder}"
     )
     advice = "The run would stop at a checkpoint that does not fit. Free some space, or give another dir=."
     verdict = "PROBLEM" if free < room.needed_bytes else "OK"

@@ -16,10 +16,10 @@ import sys
 from pathlib import Path
 
 from data.shards import Dataset
+from launcher.cluster_env import SITE, site_variables
 from launcher.environment import ROOT, environment_lines
 from launcher.freeze import freeze, next_folder
 from launcher.jobs import read_jobs
-from launcher.site import SITE, site_variables
 from launcher.slurm_job import ENVIRONMENT_FILE
 from launcher.tables import bytes_text
 from model.flops import num_parameters

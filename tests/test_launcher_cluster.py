@@ -4,19 +4,14 @@ import itertools
 import json
 import os
 import re
-import signal
 import stat
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
 import pytest
-from people_support import command as command_line
-from support import ROOT, environment, free_port, tiny_preset
+from support import ROOT, environment
 
-from launcher import doctor
 from launcher.cluster_board import Address, Board, clock_offset, get, put, why_not_reached
 from launcher.cluster_facts import LIMITS, Asked, Facts, try_disk
 from launcher.cluster_gpus import Gpu, judge_gpus, read_gpus
@@ -364,39 +359,3 @@ def test_clocks_and_machines_that_are_lost(tmp_path: Path) -> None:
         ("clocks", "host1"): "61.5 s ahead of the others",
         ("meeting", "host2"): "left in the middle of this",
     }
-
-
-def test_a_machine_that_dies_in_the_middle_is_named(
-    tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
-) -> None:
-    """The second task is killed as soon as it has come; the first, in this process, waits as long as told."""
-    preset = tiny_preset(tmp_path, tiny_dataset)
-    variables = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    command = [sys.executable, "-m", "launcher.cli", "doctor", "--cluster", str(preset)]
-    second = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env={**environment(), **variables, "RANK": "1"},
-        stderr=subprocess.DEVNULL,
-    )
-    seen = tmp_path / "run" / "slurm" / f"doctor-hand-{variables['MASTER_PORT']}" / "seen-1.json"
-
-    def kill_when_seen() -> None:
-        while second.poll() is None and not seen.exists():
-            time.sleep(0.01)
-        second.kill()
-
-    threading.Thread(target=kill_when_seen, daemon=True).start()
-    for name, value in {**variables, "RANK": "0"}.items():
-        monkeypatch.setenv(name, value)
-    for name in (
-        "cluster_first.RESULT_SECONDS",
-        "cluster_first.SEEN_SECONDS",
-        "cluster_first.GOODBYE_SECONDS",
-    ):
-        monkeypatch.setattr(f"launcher.{name}", 2.0)
-    assert command_line(doctor, "--cluster", preset) == 1
-    assert second.wait() == -signal.SIGKILL
-    table = capsys.readouterr().out
-    assert re.search(r"^PROBLEM +meeting +\S+ +left in the middle of this", table, re.MULTILINE)
-    assert not (tmp_path / "run").exists()
