@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 from stream_support import SPECIAL_IDS, VOCAB_SIZE, hashed_dataset
 from support import ROOT, environment
-from test_data_rows import RECIPES
 
 from data.batch import Reader, build_loader, commit
 from data.lanes import Cursor, DataConfig, Lanes, StreamState
@@ -28,8 +27,6 @@ from data.sources import block_rows
 
 SEED = 11
 GOLDEN = Path(__file__).parent / "golden" / "rows.json"
-GOLDEN_OBJECTIVES = GOLDEN.with_name("objectives.json")
-EVERYTHING = dict.fromkeys(RECIPES, 1)
 WEIGHTS = {"a": 2, "b": 1}
 
 
@@ -65,65 +62,6 @@ def test_rows_never_change(name: str, changes: dict, dataset_path: Path) -> None
     rows = digests(fresh(config_of(dataset_path, **changes)), range(4096))
     found = hashlib.sha256(np.array(rows, dtype="<u8").tobytes()).hexdigest()
     assert found == json.loads(GOLDEN.read_text())[name]
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_rows_of_other_objectives_never_change(name: str, dataset_path: Path) -> None:
-    rows = digests(fresh(config_of(dataset_path, objectives={name: 1})), range(512))
-    found = hashlib.sha256(np.array(rows, dtype="<u8").tobytes()).hexdigest()
-    assert found == json.loads(GOLDEN_OBJECTIVES.read_text())[name]
-
-
-def test_rows_of_a_mixture_never_change(dataset_path: Path) -> None:
-    rows = digests(fresh(config_of(dataset_path, objectives=EVERYTHING)), range(1024))
-    found = hashlib.sha256(np.array(rows, dtype="<u8").tobytes()).hexdigest()
-    assert found == json.loads(GOLDEN_OBJECTIVES.read_text())["all at once"]
-
-
-def test_all_objectives_over_two_phases_and_any_stops(dataset_path: Path) -> None:
-    """Two mixtures, one after the other; stops go through JSON, and other ranks and workers go on."""
-    first = config_of(dataset_path, objectives=EVERYTHING)
-    phases = [first, replace(first, objectives={"clm": 1, "span+reorder": 2, "rtd+sop": 3})]
-    dataset = Dataset.open(dataset_path)
-
-    def entered(state: StreamState) -> StreamState:
-        old, new = (Phase.of(config, dataset, 32, 6, 192) for config in phases)
-        after, notes = enter(state, old, new)
-        assert notes == ["32 of 32 lanes leave the rest of their open block"]
-        return after
-
-    def read(
-        state: StreamState, schedule: list[tuple[int, int, int, int]]
-    ) -> tuple[list[int], dict]:
-        """(sums of the digests of steps, how often each recipe's rows came); (phase, steps, ranks, workers)."""
-        sums: Counter[int] = Counter()
-        labels: Counter[str] = Counter()
-        for place, (phase, steps, world_size, workers) in enumerate(schedule):
-            if place and phase != schedule[place - 1][0]:
-                state = entered(state)
-            moved: dict[int, Cursor] = {}
-            config = replace(phases[phase], num_workers=workers)
-            end = state.row + 32 * steps
-            for rank in range(world_size):
-                for item in build_loader(config, Reader(rank, world_size, 4, 32, SEED), state, end):
-                    sums[item.first_row // 32] += item.batch.rows_digest
-                    labels.update(item.batch.num_labels)
-                    moved |= item.cursors
-            state = commit(state, end, moved)
-            state = StreamState.from_json(json.loads(json.dumps(state.to_json())))
-        return [sums[step] % 2**64 for step in sorted(sums)], dict(labels)
-
-    start = StreamState.start(32, 1)
-    unbroken = read(start, [(0, 6, 1, 0), (1, 6, 1, 0)])
-    assert len(set(unbroken[0])) == 12
-    # with a twentieth of a small block, these may find no partner for a B
-    assert {task for task, count in unbroken[1].items() if not count} <= {
-        "nsp",
-        "order",
-        "distance",
-    }
-    assert read(start, [(0, 2, 2, 0), (0, 4, 4, 0), (1, 1, 8, 0), (1, 5, 2, 0)]) == unbroken
-    assert read(start, [(0, 6, 1, 3), (1, 3, 1, 2), (1, 3, 4, 0)]) == unbroken
 
 
 def test_any_schedule_of_stops_ranks_workers_and_batches(dataset_path: Path) -> None:
