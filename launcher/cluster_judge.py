@@ -98,11 +98,9 @@ def judge(found: Examined) -> list[Finding]:
     facts, needs = found.facts, found.needs
     num_ranks = sum(max(1, one.member.num_gpus) for one in facts.values())
     findings = [*_meeting(found), *_alike(found), *_clocks(found), *_run_folder(found)]
-    if needs:
-        least = min(
-            (one.run.free_bytes for one in facts.values() if not one.run.problem), default=0
-        )
-        room = cluster_machine.room_text(needs, least)
+    free = [one.run.free_bytes for one in facts.values() if not one.run.problem]
+    if needs and free:
+        room = cluster_machine.room_text(needs, min(free))
         findings += _each(found, "disk", lambda one: cluster_machine.disk(one, needs), room)
     findings += _each(found, "temporary folder", cluster_machine.temporary_folder, "has room")
     findings += _each(

@@ -21,7 +21,7 @@ from launcher.cluster_place import Place
 
 NOTE_SECONDS = 20.0  # for a note to be written or read
 LOOK_SECONDS = 1.0
-BLOCKED_SECONDS = 8.0  # to go on trying when the first task is seen to be there
+BLOCKED_SECONDS = 4.0  # to go on trying when the first task is seen to be there
 SEEN_SECONDS = 15.0  # for what another machine wrote to be seen: NFS remembers what was not there
 
 

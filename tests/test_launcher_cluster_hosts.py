@@ -19,7 +19,7 @@ from support import ROOT, environment, tiny_preset
 from launcher import doctor
 
 PORT = 29500
-WAIT_SECONDS = 25
+WAIT_SECONDS = 20
 DOCTOR = ["-m", "launcher.cli", "doctor", "--cluster"]
 AHEAD = """
 import sys, time

@@ -47,12 +47,10 @@ def checkout(tmp_path: Path) -> Path:
     return folder
 
 
-def typed(cluster: SlurmCluster, folder: Path, line: str, *, check: bool = True) -> str:
+def typed(cluster: SlurmCluster, folder: Path, line: str) -> str:
     """What is printed when that is typed on the login node, in `folder`, with its .venv activated."""
     script = f"cd {folder}; source .venv/bin/activate; {line}"
-    return cluster.run(
-        "bash", "-c", script, check=check, PYTHONPATH=str(folder), OMP_NUM_THREADS="1"
-    )
+    return cluster.run("bash", "-c", script, PYTHONPATH=str(folder), OMP_NUM_THREADS="1")
 
 
 def test_from_the_login_node_to_a_finished_run(cluster: SlurmCluster, checkout: Path) -> None:
@@ -109,12 +107,13 @@ def test_nodes_with_faults_are_named(
     cluster.run_on(2, "mount", "--bind", str(run), str(run))
     cluster.run_on(2, "mount", "-o", "remount,bind,ro", str(run))
     command = (
-        f"PYTHONPATH=$PYTHONPATH:{extra} sbatch --wait --nodes=3 --mem=1000 --output=log slurm/doctor.sbatch "
-        f"configs/large.yaml data.path={tiny_dataset} dir=runs/large"
+        f"PYTHONPATH=$PYTHONPATH:{extra} sbatch --parsable --nodes=3 --mem=1000 --output=log "
+        f"slurm/doctor.sbatch configs/large.yaml data.path={tiny_dataset} dir=runs/large"
     )
     try:
         with slow_cable(cluster, 3):
-            typed(cluster, checkout, command, check=False)
+            job = typed(cluster, checkout, command).strip()
+            wait_for_state(cluster, job, "FAILED")  # not COMPLETED: something is a PROBLEM
     finally:
         cluster.run_on(2, "umount", str(run), str(extra))
     table = (checkout / "log").read_text()
