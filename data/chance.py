@@ -7,16 +7,15 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-REORDER_PARTS = 4  # that a shuffled sequence is cut into
-MASKED = ("mlm", "wwm", "span", "ngram", "static_mlm")  # 80 % [MASK], 10 % another, 10 % kept
+from data.objectives import CAUSAL, MASKED, NUM_PARTS
+
 REWRITTEN = ("word_order", "rtd_generator")  # the slot shows [MASK], or some other token
-CAUSAL = ("clm", "prefix_lm", "denoise")  # the token before is seen
 CLASSES = {
     "nsp": 2,
     "sop": 2,
     "order": 3,
     "distance": 3,
-    "reorder": REORDER_PARTS,
+    "reorder": NUM_PARTS,
 }  # equally likely
 RETRIEVAL = ("contrastive", "cpc")  # one of so many candidates
 
@@ -66,7 +65,7 @@ def _chance(task: str, num_candidates: int | None, replaced_share: float | None)
     if task in CLASSES:
         return _of_classes([1.0] * CLASSES[task])
     if task == "relative":
-        return _of_classes(relative_weights(REORDER_PARTS))
+        return _of_classes(relative_weights(NUM_PARTS))
     if task == "rtd":
         if replaced_share is None or not 0 <= replaced_share <= 1:
             raise ValueError(f"rtd needs the share of replaced tokens, in [0, 1]: {replaced_share}")

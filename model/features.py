@@ -6,15 +6,13 @@ Sequences are sorted by length, so that rows computed together have little paddi
 # B rows, L slots of a row, N sequences, D hidden
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from model.hf import import_hf, missing_weights
+from model.from_hf import load_model
 from model.pretraining import ForPreTraining
-from model.weights import build, load_weights
 
 SLOTS_PER_BATCH = 1 << 13
 
@@ -31,10 +29,9 @@ def load_encoder(folder: Path) -> ForPreTraining:
 
     Heads that the folder lacks are of no meaning; no feature uses them.
     """
-    weights, config, vocab_size = import_hf(folder, allow_missing_heads=True)
-    model = build(replace(config, attention="sdpa"), vocab_size)
-    load_weights(model, weights, may_miss=missing_weights(weights, config, vocab_size))
-    return model.eval().requires_grad_(False)
+    cpu = torch.device("cpu")
+    model, _ = load_model(folder, device=cpu, dtype=torch.float32, attention="sdpa")
+    return model
 
 
 @torch.inference_mode()

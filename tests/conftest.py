@@ -1,6 +1,7 @@
 """Fixtures of the whole suite."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,3 +28,14 @@ def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
             num_processes=2,
         )
     )
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Models this small wait for their threads longer than they compute, beside other tests above all."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

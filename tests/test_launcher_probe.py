@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from support import OBJECTS, PLACES, ROOT, VERBS, environment, launch, pick, tiny_preset
 from test_launcher_status import held, shown
 
@@ -29,13 +28,7 @@ SUBJECTS = ("the river", "the old clock")
 PROBES = [("linear", "mean"), ("knn", "mean"), ("linear", "cls"), ("knn", "cls")]
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """As `cloze probe` has it: on busy cores several wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """Features against transformers' own, and probes against other implementations of the same."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,13 +23,7 @@ TEXTS = [
 PAIRS = [(first, TEXTS[-number][0]) for number, (first,) in enumerate(TEXTS)]
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """As `cloze probe` has it: on busy cores several wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("architecture", ["bert", "modernbert"])
