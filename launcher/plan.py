@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from data.objectives import MASKED, PAIRED
 from data.shards import Dataset
 from launcher.activation_memory import Batch
 from launcher.cost_model import DEVICES, Links, StepTime, exchange_of, recomputed, step_time
@@ -187,7 +188,12 @@ def _vocab_size(config: RunConfig) -> int:
 def rank_of(
     config: RunConfig, settings: Settings, zero: Zero, vocab_size: int, num_ranks: int, device: str
 ) -> Rank:
-    """ValueError when the batch does not divide."""
+    """ValueError when the batch does not divide, or there are tasks whose cost is not foretold."""
+    if others := [task for task in config.model.tasks if task not in (*MASKED, *PAIRED)]:
+        raise ValueError(
+            f"cloze plan counts rows of masked tokens and of pairs; what {', '.join(others)} cost is not "
+            "foretold yet: plan with data.objectives={mlm+nsp: 1} for a lower bound"
+        )
     slots = settings.micro_batch_size * num_ranks
     if settings.global_batch_size % slots:
         raise ValueError(

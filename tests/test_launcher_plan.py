@@ -229,3 +229,12 @@ def test_a_plan_of_another_setting_or_a_damaged_one_stops_nothing(
     assert done.returncode == 0, done.stderr[-3000:]
     (said,) = events(run)
     assert message in said
+
+
+def test_what_is_not_counted_is_refused(
+    tiny_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    preset = tiny_preset(tmp_path, tiny_dataset, data={"objectives": {"rtd": 1, "clm": 1}},
+                         model={"generator_divisor": 2})  # fmt: skip
+    assert main(["plan", str(preset), "--ranks", "1", "--device", "cpu", "--no-write"]) == 78
+    assert "what clm, rtd_generator, rtd cost is not foretold" in capsys.readouterr().err
