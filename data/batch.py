@@ -171,24 +171,31 @@ def commit(
 
 def evaluation_batches(
     dataset: Dataset, config: DataConfig, reader: Reader, num_rows: int
-) -> Iterator[tuple[Batch, bool]]:
-    """This rank's share of the first `num_rows` held-out rows, the same at every evaluation.
+) -> Iterator[tuple[str, Batch, bool]]:
+    """(source, batch, counts): this rank's share of the first `num_rows` held-out rows, always the same.
 
-    Held-out rows are dealt from all held-out blocks in turn, so every source is there. All ranks
-    yield equally often (ZeRO-3's forward is collective): a rank whose share is used up yields the
-    first rows once more, with False, which says that they do not count.
+    Held-out rows are dealt from all held-out blocks in turn, so every source is there; the rows of a batch
+    are of one source. All ranks yield equally often (ZeRO-3's forward is collective): a rank whose share is
+    used up yields the first batch once more, with False, which says that it does not count.
     """
-    rows = heldout_rows(dataset, config, reader.seed, num_rows)
+    blocks = dataset.block_indices("heldout").tolist()
+    rows = rows_in_turn(dataset, config, reader.seed, blocks)
+    of_sources: dict[int, list[tuple[int, Row]]] = {}
+    for number, (block, row) in enumerate(itertools.islice(rows, num_rows)):
+        of_sources.setdefault(int(dataset.blocks["source"][block]), []).append((number, row))
     size = reader.micro_batch_size
+    batches = [
+        (dataset.sources[source], numbered[first : first + size])
+        for source, numbered in sorted(of_sources.items())
+        for first in range(0, len(numbered), size)
+    ]
     pad_id, mixture = dataset.special_ids["[PAD]"], config.mixture
-    num_batches = -(-len(rows) // size)
-    for round_number in range(-(-num_batches // reader.world_size)):
-        start = (round_number * reader.world_size + reader.rank) * size
-        counts = start < len(rows)
-        start = start if counts else 0
-        part = rows[start : start + size]
-        numbers = list(range(start, start + len(part)))
-        yield collate(part, numbers, config.sequence_length, pad_id, mixture), counts
+    for round_number in range(-(-len(batches) // reader.world_size)):
+        place = round_number * reader.world_size + reader.rank
+        counts = place < len(batches)
+        source, numbered = batches[place if counts else 0]
+        numbers, part = [number for number, _ in numbered], [row for _, row in numbered]
+        yield source, collate(part, numbers, config.sequence_length, pad_id, mixture), counts
 
 
 def heldout_rows(dataset: Dataset, config: DataConfig, seed: int, num_rows: int) -> list[Row]:

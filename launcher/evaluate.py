@@ -23,6 +23,7 @@ from launcher.evaluate_subject import Subject, check, find_subject
 from model.from_hf import load_model
 from model.pretraining import ForPreTraining
 from model.tasks import heads_of
+from trainer.evaluation import guessing_of
 from trainer.measuring import (
     Specials,
     Sums,
@@ -30,7 +31,6 @@ from trainer.measuring import (
     measure,
     pseudo_log_likelihood,
     tasks_with_heads,
-    without_learning,
 )
 
 FIRST_MARK = 1024  # rows after which it is told how many there were; then after twice as many
@@ -105,7 +105,6 @@ def evaluate(
         "seed": subject.seed,
         "precision": precision,
         "device": device.type,
-        "without_learning": without_learning(dataset.manifest),
         **_rows_measured(model, missing, subject, dataset, num_rows),
     }
     if num_documents:
@@ -120,7 +119,7 @@ def _rows_measured(
     dataset: Dataset,
     num_rows: int | None,
 ) -> dict[str, Any]:
-    """{"together": values, "sources": {source: values}}"""
+    """{"together": values, "guessing": its lines by task, "sources": {source: values}}"""
     batches = heldout_batches(
         dataset,
         subject.data,
@@ -137,7 +136,8 @@ def _rows_measured(
             print(f"{together.num_rows:,} rows ...", file=sys.stderr, flush=True)
             mark *= 2
     return {
-        "together": together.values(),
+        "together": (values := together.values()),
+        "guessing": guessing_of(values, together.asked, dataset.manifest),
         "sources": {name: sums.values() for name, sums in sources.items() if sums.num_rows},
     }
 

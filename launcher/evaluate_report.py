@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from launcher.tables import text_table
+from trainer.thermometer import readings_of
 
 TOGETHER = "all together"
 
@@ -15,7 +16,7 @@ def as_text(report: Mapping[str, Any]) -> str:
         f"{report['model']}{step}, on the held-out rows of {report['dataset']}: "
         f"{report['sequence_length']} slots, {report['precision']} on {report['device']}",
         _table(report),
-        "\n".join(_chance_lines(report)),
+        "\n".join(_guessing_lines(report)),
     ]
     if pseudo := report.get("pseudo"):
         parts.append(
@@ -65,11 +66,14 @@ def _cell(name: str, value: float | None) -> str:
     return f"{value:.2f}" if name.endswith("_perplexity") else f"{value:.4f}"
 
 
-def _chance_lines(report: Mapping[str, Any]) -> list[str]:
-    """Of the losses that were measured."""
-    return [
-        f"{_heading(name)} without learning: "
-        + ", ".join(f"{nats:.4f} {how}" for how, nats in levels.items())
-        for name, levels in report["without_learning"].items()
-        if name in report["together"]
-    ]
+def _guessing_lines(report: Mapping[str, Any]) -> list[str]:
+    """Of every task: what is had without learning, and what the model has learnt."""
+    lines = []
+    for reading in readings_of({**report["together"], "guessing": report["guessing"]}):
+        guesses = [
+            f"{nats:.4f} {how}" + (f" ({accuracy:.2%} right)" if accuracy is not None else "")
+            for how, (nats, accuracy) in report["guessing"].get(reading.task, {}).items()
+        ]
+        said = f"{reading.task} {reading.words}"
+        lines.append(f"{said}; without learning: {', '.join(guesses)}" if guesses else said)
+    return lines

@@ -10,6 +10,7 @@ from launcher.goodput import PARTS, Account
 from launcher.jobs import Job
 from launcher.probe_text import newest_probes_text
 from launcher.tables import bytes_text, text_table
+from trainer.thermometer import readings_of
 
 if TYPE_CHECKING:
     from launcher.status import Status
@@ -27,6 +28,7 @@ def status_text(status: "Status", *, ascii_only: bool) -> str:
     parts = [
         "\n".join(_head(status)),
         draw(points, ascii_only=ascii_only),
+        _learned(status),
         _goodput(status.account) if status.account else "",
         _jobs(status),
         "\n".join(_checkpoints(status)),
@@ -57,6 +59,10 @@ def _head(status: "Status") -> list[str]:
         lines.append(
             f"held out at step {status.heldout['step']:,}: " + ", ".join(_losses(status.heldout))
         )
+        lines += [
+            f"  of {name}: " + ", ".join(_losses(v))
+            for name, v in status.heldout.get("sources", {}).items()
+        ]
     if text := newest_probes_text(status.probes):
         lines.append(text)
     if status.jobs and status.state not in ("running", "finished"):
@@ -64,6 +70,31 @@ def _head(status: "Status") -> list[str]:
         message = job.end.message if job.end else ""
         lines.append(f"last sign of life {_when(job.last_time)}{f': {message}' if message else ''}")
     return lines
+
+
+def _learned(status: "Status") -> str:
+    """Of every task, what its held-out loss says beside that of guessing and of our own runs."""
+    line = status.heldout or {}
+    rows = []
+    for reading in readings_of(line):
+        guess = reading.line
+        band = line.get("reference", {}).get(reading.task)
+        guessed = "" if guess is None or guess.accuracy is None else f"{guess.accuracy:.1%}"
+        rows.append(
+            (
+                reading.task,
+                reading.words,
+                f"{reading.loss:.3f}",
+                "" if guess is None else f"{guess.loss_nats:.3f}",
+                f"{band[0]:.3f} to {band[1]:.3f}" if band else "",
+                f"{reading.accuracy:.1%}",
+                guessed,
+            )
+        )
+    header = (
+        "learned so far", "", "nats", "by guessing", "our own runs, as early", "right", "by guessing",
+    )  # fmt: skip
+    return text_table(header, rows) if rows else ""
 
 
 def _measures(line: dict[str, Any]) -> list[str]:

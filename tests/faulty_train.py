@@ -9,7 +9,8 @@ do: kill, kill loader (the rank's loader processes), stop (SIGSTOP), exit0, segv
 usr1, nan (the loss), spike (the loss times 1e4), gil (the interpreter stuck), oom (takes all memory of the
 control group `cgroup`). Other variables: FULL_DISK and FULL_DISK_STEP, BROKEN_DISK_STEP, FLIP_STEP, NAN_STEP,
 CLOCK_SKEW (seconds that time.time is wrong by), JOIN_SECONDS (of waiting for the other processes).
-UNPROTECTED names a protection to switch off.
+SHUFFLED_LABELS: every task's labels are dealt out anew within each micro-batch. UNPROTECTED names a protection
+to switch off.
 """
 
 import ctypes
@@ -189,6 +190,25 @@ def poison_a_weight(step: int) -> None:
     loop.between_steps = poisoned
 
 
+def shuffle_labels() -> None:
+    """As many of each kind, at slots that have nothing to do with them."""
+    import torch
+
+    from data.collate import Batch
+
+    model_inputs = Batch.model_inputs
+
+    def shuffled(self: Batch, device: torch.device) -> dict[str, Any]:
+        inputs = model_inputs(self, device)
+        inputs["targets"] = {
+            task: (slots, labels[torch.randperm(len(labels))])
+            for task, (slots, labels) in inputs["targets"].items()
+        }
+        return inputs
+
+    Batch.model_inputs = shuffled  # type: ignore[method-assign]
+
+
 def unprotect(name: str) -> None:
     """Without it, the test of it must fail."""
     if name == "room":  # what is free is not looked at
@@ -214,6 +234,8 @@ if "FLIP_STEP" in os.environ:
     flip_a_weight(int(os.environ["FLIP_STEP"]))
 if "NAN_STEP" in os.environ:
     poison_a_weight(int(os.environ["NAN_STEP"]))
+if "SHUFFLED_LABELS" in os.environ:
+    shuffle_labels()
 if "UNPROTECTED" in os.environ:
     unprotect(os.environ["UNPROTECTED"])
 if __name__ == "__main__":

@@ -219,7 +219,9 @@ def test_evaluation_rows_are_fixed_and_complete(packing: bool, config: DataConfi
             for rank in range(world_size)
         ]
         assert len({len(mine) for mine in batches}) == 1  # every rank goes round equally often
-        per_world.append(sorted(b.rows_digest for mine in batches for b, counts in mine if counts))
+        per_world.append(
+            sorted(b.rows_digest for mine in batches for _, b, counts in mine if counts)
+        )
     assert per_world[0] == per_world[1]
 
 

@@ -16,6 +16,7 @@ from support import ROOT, environment, launch, read_metrics, tiny_preset
 from data.batch import heldout_rows
 from data.heldout import heldout_batches, heldout_documents, pieces_of, source_of
 from data.lanes import DataConfig
+from data.pairs import UNLABELLED
 from data.rows import Row
 from data.shards import Dataset
 from launcher import cli
@@ -81,8 +82,9 @@ def test_the_figures_of_training_again(finished: Path, capsys: pytest.CaptureFix
         assert (report["step"], report["sequence_length"]) == (step, slots)
         assert report["together"]["num_rows"] == 24
         for name, value in logged[step].items():
-            if name not in ("kind", "step"):
+            if name.endswith(("_loss", "_accuracy", "_labels")):
                 assert report["together"][name] == pytest.approx(value, rel=1e-5), (step, name)
+        assert report["guessing"] == logged[step]["guessing"]
     assert evaluate(capsys, finished, "--rows", 24) == report  # the newest one
     checkpoint = finished / "checkpoints" / "step-00000008"
     assert evaluate(capsys, checkpoint, "--rows", 24) == report
@@ -128,13 +130,15 @@ def test_all_rows_and_their_sources(
     assert together["mlm_perplexity"] == pytest.approx(math.exp(together["mlm_loss"]))
     assert sources["first"]["mlm_loss"] != sources["second"]["mlm_loss"]
     manifest = dataset.manifest
-    assert report["without_learning"] == {
-        "mlm_loss": {
-            "by token frequency": manifest["unigram_entropy_nats"],
-            "the best without context": manifest["context_free_loss_nats"],
-        },
-        "nsp_loss": {"by a coin": math.log(2)},
+    nats = {name: line[0] for name, line in report["guessing"]["mlm"].items()}
+    assert nats == {
+        "context free": manifest["context_free_loss_nats"],
+        "unigram": manifest["unigram_entropy_nats"],
     }
+    labels = [label for row in rows for label in row.pair_labels.tolist() if label != UNLABELLED]
+    shares = [labels.count(label) / len(labels) for label in (0, 1)]
+    entropy = -sum(share * math.log(share) for share in shares)
+    assert report["guessing"]["nsp"] == {"guessing": pytest.approx([entropy, max(shares)])}
 
 
 def test_rows_come_from_the_source_they_are_said_to(tiny_dataset: Path) -> None:
@@ -316,7 +320,8 @@ def test_a_table_for_people(finished: Path, capsys: pytest.CaptureFixture[str]) 
         values = report["sources"].get(name, report["together"])
         (line,) = (line for line in text.splitlines()[:8] if line.startswith(name))
         assert f"{values['mlm_loss']:.4f}" in line and f"{values['nsp_accuracy']:.2%}" in line
-    assert f"nsp loss without learning: {math.log(2):.4f} by a coin" in text
+    (guess, right) = report["guessing"]["nsp"]["guessing"]
+    assert f"; without learning: {guess:.4f} guessing ({right:.2%} right)" in text
     assert f"{report['pseudo']['together']['pseudo_perplexity']:.2f}" in text
 
 

@@ -50,6 +50,9 @@ class RunConfig:
     verify_hf: Literal["logits", "weights"] = (
         "logits"  # hf/ of the last checkpoint: also by transformers
     )
+    stuck_after_steps: int = (
+        2000  # after warm-up: a task no better than guessing is warned of; 0: never
+    )
     guard: GuardConfig = dataclasses.field(default_factory=GuardConfig)
     hang_timeout_seconds: float = 300.0  # a rank that stands still so long is explained, and ended
     time_limit_minutes: float | None = None  # of one job: it saves and stops before
@@ -59,7 +62,7 @@ class RunConfig:
         for name in ("steps", "global_batch_size", "micro_batch_size", "log_every", "eval_rows"):
             if getattr(self, name) < 1:
                 problems.append(f"{name} {getattr(self, name)} is below 1")
-        for name in ("eval_every", "save_every", "keep_every", "seed"):
+        for name in ("eval_every", "save_every", "keep_every", "seed", "stuck_after_steps"):
             if getattr(self, name) < 0:
                 problems.append(f"{name} {getattr(self, name)} is negative")
         if self.keep_checkpoints < 2:

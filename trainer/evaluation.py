@@ -1,18 +1,38 @@
-"""An engine and held-out rows in, losses and accuracies over all of them out."""
+"""An engine and held-out rows in, losses and accuracies over all of them, and by source, out."""
 
-import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
 from data.batch import evaluation_batches
+from data.chance import Chance, asked_of, asked_width, chance_lines, num_asked
 from data.hashing import stable_hash64
 from data.shards import Dataset
 from trainer.stretch import Stretch
 from trainer.task_losses import Totals, stack
 from trainer.world import World
 
-CHANCE_NSP_LOSS = math.log(2)  # of a coin flip
+
+class Measured(NamedTuple):
+    """Of some held-out rows."""
+
+    values: dict[str, float]  # losses in nats, accuracies in 0..1, labels of each task
+    guessing: dict[str, dict[str, Chance]]  # of each task that was asked (`data.chance`)
+
+
+class HeldOut(NamedTuple):
+    together: Measured
+    sources: dict[str, Measured]  # of each source that has held-out rows
+
+    def as_json(self) -> dict[str, Any]:
+        """A line of metrics.jsonl; sources only where there are several."""
+        line: dict[str, Any] = {**self.together.values, "guessing": self.together.guessing}
+        if len(self.sources) > 1:
+            line["sources"] = {name: found.values for name, found in self.sources.items()}
+        return line
 
 
 def evaluate(
@@ -22,19 +42,73 @@ def evaluate(
     world: World,
     *,
     num_rows: int,
-) -> dict[str, float]:
-    """Held-out losses in nats and accuracies in 0..1, on the same rows and masks every time. Collective."""
-    totals = Totals.zeros(stretch.settings.data.mixture.tasks, world.device)
+) -> HeldOut:
+    """On the same rows and masks every time. Collective."""
+    tasks = stretch.settings.data.mixture.tasks
+    losses = torch.zeros(
+        len(dataset.sources), len(tasks), 3, dtype=torch.float64, device=world.device
+    )
+    widths = [asked_width(task) for task in tasks]
+    asked = torch.zeros(len(dataset.sources), sum(widths), dtype=torch.float64)
     engine.eval()
     with torch.no_grad():
         batches = evaluation_batches(dataset, stretch.settings.data, stretch.reader, num_rows)
-        for number, (batch, counts) in enumerate(batches):
+        for number, (source, batch, counts) in enumerate(batches):
             place = number * world.size + world.rank
             # what a generator replaces is drawn, the same every time
             torch.manual_seed(stable_hash64(stretch.reader.seed, "heldout", place) >> 1)
-            losses = engine(**batch.model_inputs(world.device))
-            totals.sums.add_(stack(losses) * counts)
+            found = stack(engine(**batch.model_inputs(world.device)))
+            if counts:
+                index = dataset.sources.index(source)
+                losses[index] += found
+                asked[index] += torch.from_numpy(np.concatenate(list(asked_of(batch).values())))
     engine.train()
     if world.size > 1:
-        dist.all_reduce(totals.sums)
-    return totals.averages(stretch.settings.loss_weights)
+        asked = asked.to(world.device)
+        dist.all_reduce(losses)
+        dist.all_reduce(asked)
+
+    def measured(rows: slice, source: str | None) -> Measured:
+        totals = Totals(tasks, losses[rows].sum(0))
+        counts = asked[rows].sum(0).cpu().numpy()
+        by_task = dict(zip(tasks, np.split(counts, np.cumsum(widths)[:-1]), strict=True))
+        return measure(totals, by_task, dataset.manifest, stretch.settings.loss_weights, source)
+
+    return HeldOut(
+        measured(slice(None), None),
+        {
+            name: measured(slice(index, index + 1), name)
+            for index, name in enumerate(dataset.sources)
+            if asked[index].any()
+        },
+    )
+
+
+def measure(
+    totals: Totals,
+    asked: Mapping[str, np.ndarray],
+    manifest: Mapping[str, Any],
+    loss_weights: Mapping[str, float],
+    source: str | None,
+) -> Measured:
+    """asked: of every task of the totals (`data.chance.asked_of`). source: of all these rows, or None."""
+    values = totals.averages(loss_weights)
+    values |= {
+        f"num_{task}_labels": n for task in totals.tasks if (n := num_asked(task, asked[task]))
+    }
+    return Measured(values, guessing_of(values, asked, manifest, source))
+
+
+def guessing_of(
+    values: Mapping[str, float],
+    asked: Mapping[str, np.ndarray],
+    manifest: Mapping[str, Any],
+    source: str | None = None,
+) -> dict[str, dict[str, Chance]]:
+    """What the measured values are compared with, of every task that was asked (`data.chance.chance_lines`)."""
+    right = values.get("rtd_generator_accuracy", 0.0)
+    lines = {
+        task: chance_lines(task, manifest, asked, source=source, generator_accuracy=right)
+        for task in asked
+    }
+    return {task: found for task, found in lines.items() if found}

@@ -22,6 +22,7 @@ from trainer.config import RunConfig, to_dict
 from trainer.engine import Engine, NamedState, build_engine
 from trainer.guard import Guard
 from trainer.jumps import Jump, known_jumps
+from trainer.learning import Learning
 from trainer.ledger import Ledger
 from trainer.metrics import Metrics
 from trainer.model_card import model_card
@@ -46,6 +47,7 @@ class Job(NamedTuple):
     saver: Saver
     guard: Guard
     metrics: Metrics
+    learning: Learning
     stragglers: Stragglers
     comparison: Comparison
 
@@ -84,9 +86,11 @@ def begin_job(
         Saver(run, named, world, state.step),
         Guard(run.guard),
         metrics,
+        Learning(run, dataset, ledger, state, is_main=world.is_main),
         Stragglers(activity, world, named.stage),
         Comparison(run, world, state.step, deepspeed),
     )
+    job.learning.look_at_text(state)
     return job, state, known_jumps(run_dir, world)
 
 
@@ -149,6 +153,7 @@ def rewind(
     job.ledger.event("rewind", state.step, said)
     job.saver.saved_step = state.step
     job.metrics.begin(state)
+    job.learning.begin(state)
     return state, known_jumps(Path(run.dir), world)
 
 

@@ -143,8 +143,10 @@ def between_steps(
             job.ledger.event("plan", state.step, message)
     if is_done or (run.eval_every and state.step % run.eval_every == 0):
         job.activity.enter("eval")
-        values = evaluate(job.engine, job.dataset, stretch, world, num_rows=run.eval_rows)
-        job.metrics.log_evaluation(state.step, values)
+        heldout = evaluate(job.engine, job.dataset, stretch, world, num_rows=run.eval_rows)
+        if world.is_main:
+            line = job.learning.judge(state, stretch, heldout, job.metrics.last_train)
+            job.metrics.log_evaluation(line)
         job.ledger.progress(state.step, now=True)
     if is_done or (run.save_every and state.step % run.save_every == 0):
         save(run, job, state, stretch, world)

@@ -5,30 +5,18 @@
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
 
+from data.chance import asked_of
 from data.collate import Batch
 from data.objectives import CAUSAL, MASKED, TASKS
 from model.pretraining import ForPreTraining
 from model.tasks import TASKS as MODEL_TASKS
-from trainer.evaluation import CHANCE_NSP_LOSS
 from trainer.task_losses import Totals, stack
 
 OF_TOKENS = (*MASKED, *CAUSAL, "word_order")  # tasks that have a perplexity
-
-
-def without_learning(manifest: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Loss -> how -> nats where nothing, or no context, was learned. A new objective gets its line here."""
-    return {
-        "mlm_loss": {
-            "by token frequency": manifest["unigram_entropy_nats"],
-            "the best without context": manifest["context_free_loss_nats"],
-        },
-        "nsp_loss": {"by a coin": CHANCE_NSP_LOSS},
-    }
 
 
 @dataclass
@@ -38,12 +26,15 @@ class Sums:
     num_rows: int = 0
     num_tokens: int = 0  # filled slots
     totals: Totals = field(default_factory=lambda: Totals.zeros(TASKS))
+    asked: dict[str, np.ndarray] = field(default_factory=dict)  # of `data.chance.asked_of`
 
     def add(self, other: "Sums") -> None:
         self.num_rows += other.num_rows
         self.num_tokens += other.num_tokens
         places = [self.totals.tasks.index(task) for task in other.totals.tasks]
         self.totals.sums[places] += other.totals.sums.to(self.totals.sums.device)
+        for task, counts in other.asked.items():
+            self.asked[task] = self.asked.get(task, 0) + counts
 
     def values(self) -> dict[str, float]:
         """Counts, mean losses in nats, accuracies in 0..1, and the perplexity of the masked tokens."""
@@ -82,7 +73,12 @@ def measure(
             losses = stack(model(**inputs))
         yield (
             source,
-            Sums(len(batch.input_ids), batch.num_tokens, Totals(model.config.tasks, losses)),
+            Sums(
+                len(batch.input_ids),
+                batch.num_tokens,
+                Totals(model.config.tasks, losses),
+                {task: counts for task, counts in asked_of(batch).items() if task in wanted},
+            ),
         )
 
 

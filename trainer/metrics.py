@@ -17,6 +17,7 @@ from trainer.config import RunConfig
 from trainer.files import write_atomically
 from trainer.state import TrainState
 from trainer.task_losses import Totals, stack
+from trainer.thermometer import readings_of, sentence
 from trainer.world import World
 
 # TensorBoard tag of each logged value. What a person looks for comes first.
@@ -53,6 +54,7 @@ class Metrics:
         self.tasks, self._loss_weights = run.model.tasks, run.loss_weights
         self._step = Totals.zeros(self.tasks, world.device)
         self._file = self._writer = None
+        self.last_train: dict[str, Any] = {}  # what was logged of training last
         self.begin(start)
 
     def begin(self, state: TrainState) -> None:
@@ -67,6 +69,7 @@ class Metrics:
         forget_after(self.run_dir / "metrics.jsonl", state.step)
         self._file = (self.run_dir / "metrics.jsonl").open("a", encoding="utf-8")
         self._writer = SummaryWriter(str(self.run_dir / "tensorboard"), purge_step=state.step + 1)
+        self._writer.add_custom_scalars({"does it learn?": thermometer_charts(self.tasks)})
 
     def __enter__(self) -> Self:
         return self
@@ -118,35 +121,35 @@ class Metrics:
             values["grad_norm"] = grad_norm
         if self.peak_flops:
             values["mfu"] = self._flops / seconds / (self.peak_flops * self.world.size)
-        self._write({"kind": "train", **values, "rows_digest": state.rows_digest}, TAGS)
+        self.last_train = values
+        scalars = {tag: values[name] for name, tag in TAGS.items() if name in values}
+        self._write({"kind": "train", **values, "rows_digest": state.rows_digest}, scalars)
         self._print(progress_line(values, self.num_steps))
         self._window.sums.zero_()
         self._flops, self._before, self._window_state = 0, now, state
         return values["step_seconds"]
 
-    def log_evaluation(self, step: int, values: dict[str, float]) -> None:
-        """Held-out results."""
-        self._write(
-            {"kind": "heldout", "step": step, **values},
-            {name: f"heldout/{name}" for name in values},
-        )
-        parts = [
-            f"{task} {values[f'{task}_loss']:.4f} ({values[f'{task}_accuracy']:.1%} right)"
-            for task in self.tasks
-            if f"{task}_loss" in values
-        ]
-        self._print(
-            "  ".join([f"held out at step {step}: loss {values.get('loss', math.nan):.4f}", *parts])
-        )
+    def log_evaluation(self, line: dict[str, Any]) -> None:
+        """Held-out results (`trainer.learning`)."""
+        scalars = {f"heldout/{name}": line[name] for name in TAGS if name in line}
+        for task, lines in line["guessing"].items():
+            scalars[f"guessing/{task}_loss"] = next(iter(lines.values())).loss_nats
+        for task, (lowest, highest) in line["reference"].items():
+            scalars |= {f"reference/{task}_lowest": lowest, f"reference/{task}_highest": highest}
+        for source, values in line.get("sources", {}).items():
+            losses = {name: values[name] for name in values if name.endswith("_loss")}
+            scalars |= {f"heldout_{source}/{name}": loss for name, loss in losses.items()}
+        self._write({"kind": "heldout", **line}, scalars)
+        self._print(evaluation_text(line))
 
-    def _write(self, values: dict[str, Any], tags: dict[str, str]) -> None:
+    def _write(self, line: dict[str, Any], scalars: dict[str, float]) -> None:
+        """scalars: TensorBoard's tag -> value."""
         if self._file is None or self._writer is None:
             return
-        self._file.write(json.dumps(values) + "\n")
+        self._file.write(json.dumps(line) + "\n")
         self._file.flush()
-        for name, tag in tags.items():
-            if name in values:
-                self._writer.add_scalar(tag, values[name], values["step"])
+        for tag, value in scalars.items():
+            self._writer.add_scalar(tag, value, line["step"])
         self._writer.flush()
 
     def _print(self, line: str) -> None:
@@ -173,6 +176,41 @@ def progress_line(values: dict[str, Any], num_steps: int) -> str:
     if "mfu" in values:
         parts.insert(6, f"MFU {values['mfu']:.1%}")
     return "  ".join(parts)
+
+
+def evaluation_text(line: dict[str, Any]) -> str:
+    """Losses of each task, what has been learnt so far, and the losses of each source."""
+    said = [
+        f"held out at step {line['step']}: loss {line.get('loss', math.nan):.4f}  {_losses(line)}",
+        f"  so far: {sentence(readings_of(line))}",
+        *(
+            f"  of {source}: {_losses(values)}"
+            for source, values in line.get("sources", {}).items()
+        ),
+    ]
+    return "\n".join(said)
+
+
+def _losses(values: dict[str, Any]) -> str:
+    return "  ".join(
+        f"{task} {values[f'{task}_loss']:.4f} ({values[f'{task}_accuracy']:.1%} right)"
+        for task in TASKS
+        if f"{task}_loss" in values
+    )
+
+
+def thermometer_charts(tasks: tuple[str, ...]) -> dict[str, list[Any]]:
+    """Of TensorBoard's custom scalars: every task's held-out loss beside guessing and our own runs."""
+    return {
+        task: [
+            "Multiline",
+            [
+                f"heldout/{task}_loss", f"guessing/{task}_loss",
+                f"reference/{task}_lowest", f"reference/{task}_highest",
+            ],
+        ]
+        for task in tasks
+    }  # fmt: skip
 
 
 def forget_after(path: Path, step: int) -> None:

@@ -22,7 +22,6 @@ from trainer.checkpoint_files import list_checkpoints, read_state
 from trainer.config import RunConfig, differences, to_dict
 from trainer.ds import read_deepspeed_json, resolve
 from trainer.engine import NamedState
-from trainer.evaluation import CHANCE_NSP_LOSS
 from trainer.files import free_bytes, no_space
 from trainer.phases import settings_at
 from trainer.run_folder import claim, own
@@ -186,11 +185,15 @@ def announce(run: RunConfig, dataset: Dataset, state: TrainState, world: World) 
         return
     entropy = dataset.manifest["unigram_entropy_nats"]
     context_free = dataset.manifest["context_free_loss_nats"]
+    lines = {"by token frequency": entropy, "the best without context": context_free}
+    if "bigram_entropy_nats" in dataset.manifest:
+        lines["by frequency after the token before"] = dataset.manifest["bigram_entropy_nats"]
     print(
         f"{num_parameters(run.model, dataset.vocab_size):,} parameters, {run.precision}, "
         f"{backend_of(run, world)} attention, {world.size} x {world.device.type}, "
         f"steps {state.step} to {run.steps} of {run.global_batch_size} rows\n"
-        f"the corpus's unigram entropy is {entropy:.3f}; an mlm loss below {context_free:.3f} means that "
-        f"context is used; nsp at chance is {CHANCE_NSP_LOSS:.3f}",
+        "tokens of this text can be guessed with a loss of "
+        + ", ".join(f"{nats:.3f} {how}" for how, nats in lines.items())
+        + "; what guessing gives of every task stands beside each evaluation",
         flush=True,
     )
