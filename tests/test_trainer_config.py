@@ -106,6 +106,8 @@ def test_what_may_change_between_jobs_of_a_run() -> None:
         *(f"{k}.{inner}" for k, v in config.items() if isinstance(v, dict) for inner in v),
     }
     assert flat >= FREE_TO_CHANGE
+    older = {key: value for key, value in config.items() if key != "stuck_after_steps"}
+    assert differences(older, config) == []  # a run of an earlier version goes on
 
 
 @pytest.mark.parametrize("path", JSONS, ids=lambda p: p.stem)

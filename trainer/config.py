@@ -151,7 +151,7 @@ FREE_TO_CHANGE = frozenset(
     {
         "dir", "deepspeed", "micro_batch_size", "log_every", "eval_every", "eval_rows", "save_every",
         "keep_checkpoints", "keep_every", "guard", "verify_hf", "hang_timeout_seconds", "time_limit_minutes",
-        "data.path", "data.num_workers", "data.max_damaged_blocks", "data.storage",
+        "stuck_after_steps", "data.path", "data.num_workers", "data.max_damaged_blocks", "data.storage",
         *(f"model.{name}" for name in COMPUTE_FIELDS),
     }
 )  # fmt: skip
