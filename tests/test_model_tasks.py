@@ -84,9 +84,9 @@ def emptied(batch: Batch, *tasks: str) -> Batch:
     return batch | {"targets": batch["targets"] | none}
 
 
-def with_tasks(model: ForPreTraining, *tasks: str) -> ForPreTraining:
+def with_tasks(model: ForPreTraining, *tasks: str, vocab_size: int = VOCAB) -> ForPreTraining:
     """A model of fewer tasks with the same weights."""
-    fewer = build(replace(model.config, tasks=tasks), VOCAB)
+    fewer = build(replace(model.config, tasks=tasks), vocab_size)
     with torch.no_grad():
         for name, parameter in fewer.named_parameters():
             parameter.copy_(model.get_parameter(name))

@@ -1,16 +1,23 @@
 """Runs of many objectives: killed, on other ranks, through phases, and what a preset may not ask for."""
 
+import itertools
 import json
 import math
 from pathlib import Path
 
 import pytest
+import torch
 from support import ROOT, launch, read_metrics, tiny_preset, write_corpus
+from test_model_tasks import with_tasks
 from test_trainer_resume import reached, start_and_kill
 
+from data.batch import Reader, build_loader
+from data.lanes import StreamState
 from data.objectives import TASKS, read_mixture
 from data.prepare import PrepareConfig, prepare
+from data.shards import Dataset
 from launcher import cli
+from model.weights import build
 from trainer.config import ModelConfig, differences, load_config, to_dict
 from trainer.task_losses import DEFAULT_LOSS_WEIGHTS
 
@@ -99,6 +106,27 @@ def test_on_other_ranks_the_rows_are_the_same_and_the_losses_but_for_rounding(
         assert ours.keys() == theirs.keys() and ours["rows_digest"] == theirs["rows_digest"]
         losses = [key for key in ours if key.endswith("loss")]
         assert [ours[k] for k in losses] == pytest.approx([theirs[k] for k in losses], rel=1e-4)
+
+
+def test_each_task_of_the_multitask_preset_has_the_loss_that_it_has_alone(
+    whole_dataset: Path,
+) -> None:
+    """On the same weights and rows of the preset's own stream."""
+    run = load_config(ROOT / "configs" / "multitask.yaml", [f"data.path={whole_dataset}"])
+    reader = Reader(0, 1, micro_batch_size=32, global_batch_size=32, seed=run.seed)
+    stream = build_loader(run.data, reader, StreamState.start(run.data.num_lanes, 1))
+    vocab_size = Dataset.open(whole_dataset).vocab_size
+    model = build(run.model, vocab_size, seed=run.seed)
+    singles = {task: with_tasks(model, task, vocab_size=vocab_size) for task in run.model.tasks}
+    num_compared = dict.fromkeys(singles, 0)
+    for item in itertools.islice(stream, 4):
+        inputs = item.batch.model_inputs(torch.device("cpu"))
+        for task, expected in model(**inputs).items():
+            alone = singles[task](**{**inputs, "targets": {task: inputs["targets"][task]}})[task]
+            torch.testing.assert_close(alone.loss_sum, expected.loss_sum, rtol=1e-6, atol=1e-6)
+            num_compared[task] += int(expected.count)
+    assert list(num_compared) == ["mlm", "wwm", "nsp", "sop", "relative"]
+    assert min(num_compared.values()) > 10
 
 
 def test_objectives_and_their_weights_change_with_a_phase(
