@@ -18,6 +18,7 @@ from launcher.activation_memory import (
     working_bytes,
 )
 from model.config import ModelConfig
+from model.tasks import TASKS
 from trainer.optim_config import OptimConfig
 
 STATE_BYTES = 4  # masters, moments, averages: fp32
@@ -92,21 +93,30 @@ class Parameters(NamedTuple):
 def parameters_of(model: ModelConfig, vocab_size: int) -> Parameters:
     hidden, inner, layers = model.hidden_size, model.intermediate_size, model.num_hidden_layers
     embedding = vocab_size * hidden
-    pair_head = hidden**2 + hidden + 2 * hidden + 2
+    heads = sum(_head_numbers(model, vocab_size, task) for task in model.tasks)
     if model.architecture == "modernbert":
         matrices = 4 * hidden**2 + 3 * hidden * inner
         layer = matrices + 2 * hidden
-        ends = (
-            hidden + hidden + hidden**2 + hidden
-        )  # norms of both ends; the head's dense, its norm
-        total = embedding + layers * layer - hidden + ends + vocab_size + pair_head
+        ends = 2 * hidden  # norms
+        total = embedding + layers * layer - hidden + ends + heads
     else:
         matrices = 4 * hidden**2 + 2 * hidden * inner
         layer = matrices + 9 * hidden + inner
         ends = (model.max_position_embeddings + model.type_vocab_size + 2) * hidden
-        ends += hidden**2 + 3 * hidden
-        total = embedding + layers * layer + ends + vocab_size + pair_head
+        total = embedding + layers * layer + ends + heads
     return Parameters(total, layer, embedding, layers * matrices)
+
+
+def _head_numbers(model: ModelConfig, vocab_size: int, task: str) -> int:
+    """Of a task's head; tasks of masked tokens share one, which the first of them counts."""
+    hidden, kind = model.hidden_size, TASKS[task]
+    if kind.head == "mlm_head":
+        first = next(other for other in model.tasks if TASKS[other].head == kind.head)
+        vectors = 1 if model.architecture == "modernbert" else 3
+        return hidden**2 + vectors * hidden + vocab_size if task == first else 0
+    if task == "cpc":
+        return hidden**2
+    return (kind.index_width * hidden + 1) * hidden + (hidden + 1) * kind.num_classes
 
 
 def optimizer_numbers(parameters: Parameters, optim: OptimConfig) -> int:

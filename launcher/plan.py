@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from data.objectives import MASKED, PAIRED
+from data.objectives import MASKED, PAIRED, SHUFFLED
 from data.shards import Dataset
 from launcher.activation_memory import Batch
 from launcher.cost_model import DEVICES, Links, StepTime, exchange_of, recomputed, step_time
@@ -32,6 +32,12 @@ from trainer.run_folder import PLAN_FILE
 OFFERED = (Zero(0), Zero(1), Zero(2), Zero(3), Zero(2, True), Zero(3, True))
 CHECKPOINTING: tuple[Checkpointing, ...] = ("none", "selective", "full")
 MICRO_BATCHES = (0.5, 1, 2, 4)  # times the preset's own
+FORETOLD = (
+    *MASKED,
+    *PAIRED,
+    *SHUFFLED,
+    "cpc",
+)  # tasks that leave the encoder and its rows as they are
 USABLE = 0.9  # of a device's memory: the rest is torch's and NCCL's, and lost between blocks
 
 
@@ -189,10 +195,10 @@ def rank_of(
     config: RunConfig, settings: Settings, zero: Zero, vocab_size: int, num_ranks: int, device: str
 ) -> Rank:
     """ValueError when the batch does not divide, or there are tasks whose cost is not foretold."""
-    if others := [task for task in config.model.tasks if task not in (*MASKED, *PAIRED)]:
+    if others := [task for task in config.model.tasks if task not in FORETOLD]:
         raise ValueError(
-            f"cloze plan counts rows of masked tokens and of pairs; what {', '.join(others)} cost is not "
-            "foretold yet: plan with data.objectives={mlm+nsp: 1} for a lower bound"
+            f"cloze plan counts {', '.join(FORETOLD)}; what {', '.join(others)} cost is not foretold yet: "
+            "plan with data.objectives={mlm+nsp: 1} for a lower bound"
         )
     slots = settings.micro_batch_size * num_ranks
     if settings.global_batch_size % slots:
