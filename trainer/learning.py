@@ -32,9 +32,7 @@ class Learning:
         self._is_main = is_main
         self._run, self._dataset, self._ledger = run, dataset, ledger
         self._findings: list[Finding] | None = None
-        self._next: dict[
-            tuple[str, str], int
-        ] = {}  # warning -> step before which it is not repeated
+        self._quiet_until: dict[tuple[str, str], int] = {}  # step, of each warning and task
         self.begin(state)
 
     def begin(self, state: TrainState) -> None:
@@ -73,8 +71,8 @@ class Learning:
             stuck_after_steps=self._run.stuck_after_steps,
         ):
             key = (warning.kind, warning.task)
-            if state.step >= self._next.get(key, 0):
-                self._next[key] = 2 * state.step
+            if state.step >= self._quiet_until.get(key, 0):
+                self._quiet_until[key] = 2 * state.step
                 said = f"{warning.task}: {warning.message}{self._of_text(warning)}"
                 self._ledger.event("learning", state.step, said)
         return line
@@ -82,12 +80,11 @@ class Learning:
     def _reference(self, line: Line, stretch: Stretch, state: TrainState) -> dict[str, Any]:
         """Task -> lowest and highest loss of our own runs after as much text, in nats."""
         mixture, found = stretch.settings.data.mixture, {}
-        for task in TASKS:
-            for guess in list(line["guessing"].get(task, {}).values())[:1]:
-                num_tokens = tokens_of_task(task, mixture, state.num_tokens)
-                band = reference_band(task, num_tokens, guess.loss_nats)
-                if band:
-                    found[task] = list(band)
+        for task, lines in line["guessing"].items():
+            guess = next(iter(lines.values()))
+            num_tokens = tokens_of_task(task, mixture, state.num_tokens)
+            if band := reference_band(task, num_tokens, guess.loss_nats):
+                found[task] = list(band)
         return found
 
     def _of_text(self, warning: Warning) -> str:
@@ -101,12 +98,11 @@ class Learning:
     def _text(self) -> list[Finding]:
         """A sample, surveyed once."""
         if self._findings is None:
-            unknown, of_bytes = (
-                self._dataset.special_ids["[UNK]"],
-                byte_ids(self._dataset.root / "tokenizer"),
-            )
-            surveys = survey_sources(self._dataset, SURVEYED_TOKENS)
+            unknown_id = self._dataset.special_ids["[UNK]"]
+            bytes_of_text = byte_ids(self._dataset.root / "tokenizer")
             self._findings = [
-                finding for survey in surveys for finding in judge_source(survey, unknown, of_bytes)
+                finding
+                for survey in survey_sources(self._dataset, SURVEYED_TOKENS)
+                for finding in judge_source(survey, unknown_id, bytes_of_text)
             ]
         return self._findings

@@ -11,9 +11,9 @@ Kind = Literal["stuck", "lost", "by heart", "too good"]
 
 BY_HEART = 0.1  # of the held-out loss: how far below it the training loss lies
 TOO_GOOD = 0.5  # of our own runs' lowest loss after as much text
-IN_ORDER = (
-    0.95  # bigram entropy over unigram entropy: about 0.7 in running text, 1 in shuffled words
-)
+IN_ORDER = 0.95  # bigram entropy over unigram entropy: 0.7 in running text, 1 in shuffled words
+LOST = 0.05  # of the line of guessing: how far a loss has risen from its lowest
+NO_BETTER = 0.99  # of the line of guessing: where our own runs, too, had learnt nothing
 UNMOVED = 0.02  # of a loss: it changes as much in a few steps of any rate that trains
 LARGE_GRADIENT = 10.0  # before clipping
 FEW_LABELS = 200  # of which an evaluation tells little
@@ -64,7 +64,9 @@ def warnings_of(
             f"({reading.line.loss_nats:.3f} by guessing)"
         )
         if "better" not in levels[-2:]:
-            if levels.count("better") > 1:
+            lowest = min(line[f"{reading.task}_loss"] for line in own)
+            risen = reading.loss > lowest + LOST * reading.line.loss_nats
+            if levels.count("better") > 1 and risen:
                 causes = [_rate_too_high(evidence), "or a phase has changed the text"]
                 said = f"{said}, and it had been better. {'; '.join(causes)}"
                 found.append(Warning("lost", reading.task, said))
@@ -95,6 +97,9 @@ def causes_of_sticking(reading: Reading, own: Sequence[Line], evidence: Evidence
             f"the word before tells next to nothing of a word (bigram entropy {bigram:.2f}, unigram "
             f"entropy {unigram:.2f} nats): the words of this text are in no order"
         )
+    band = own[-1].get("reference", {}).get(reading.task)
+    if band and reading.line and band[0] > NO_BETTER * reading.line.loss_nats:
+        yield "our own runs were no better after as much text: it takes more"
     if reading.task in NUM_CLASSES and reading.num_labels < FEW_LABELS:
         yield (
             f"there are only {reading.num_labels:,} held-out labels: documents of one sentence and blocks of "
@@ -122,7 +127,7 @@ def _suspicious(reading: Reading, own: Sequence[Line]) -> Iterator[Warning]:
         )
     gaps = [gap for line in own if (gap := _gap_to_training(task, line)) is not None]
     # sources may weigh otherwise in training than among held-out rows, from the beginning on
-    if gaps and gaps[-1] > max(0.0, gaps[0]) + BY_HEART:
+    if gaps and min(gaps[-2:]) > max(0.0, gaps[0]) + BY_HEART:
         trained = own[-1]["train"][f"{task}_loss"]
         yield Warning(
             "by heart",
