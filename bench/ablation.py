@@ -1,7 +1,7 @@
 """A prepared dataset and labelled sets in, which objectives help on this text out: tables in Markdown.
 
-    python -m bench.ablation PRESET DATASET LABELLED OUT [--mixtures mlm mlm+nsp wwm+sop=1,mlm+relative=1]
-        [--seeds 3] [--jobs 2] [--columns cola=2,4] [key=value ...]
+    python -m bench.ablation PRESET DATASET LABELLED OUT [key=value ...] [--seeds 3] [--jobs 2]
+        [--columns cola=2,4] [--mixtures mlm mlm+nsp wwm+sop=1,mlm+relative=1]
 
 Every mixture is trained on the same tokens, once a seed, by the preset with the overrides given, each run in
 a process of one thread; then its last checkpoint is probed, and evaluated on all held-out rows. "untrained" is
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data.chance import Chance
+from data.objectives import read_mixture
 from trainer.thermometer import readings_of
 
 UNTRAINED = "untrained"
@@ -52,9 +53,16 @@ def overrides_of(mixture: str) -> list[str]:
     """Of the preset; a mixture is RECIPE[=WEIGHT],..."""
     if mixture == UNTRAINED:
         return ["data.objectives={mlm: 1}", *NO_STEP]
+    shares = ", ".join(f"{recipe}: {weight}" for recipe, weight in objectives_of(mixture).items())
+    return [f"data.objectives={{{shares}}}", *([DROPOUT] if "contrastive" in mixture else [])]
+
+
+def objectives_of(mixture: str) -> dict[str, int]:
+    """ValueError for what is no mixture, such as an override of the preset behind --mixtures."""
     pairs = [part.partition("=")[::2] for part in mixture.split(",")]
-    objectives = ", ".join(f"{recipe}: {weight or 1}" for recipe, weight in pairs)
-    return [f"data.objectives={{{objectives}}}", *([DROPOUT] if "contrastive" in mixture else [])]
+    objectives = {recipe: int(weight or 1) for recipe, weight in pairs}
+    read_mixture(objectives)
+    return objectives
 
 
 def run_trial(trial: Trial, options: argparse.Namespace) -> None:
@@ -210,6 +218,11 @@ def main() -> None:
     add("--jobs", type=int, default=2, help="runs at the same time")
     add("--columns", action="append", default=[], help="as of `cloze probe`")
     options = parser.parse_intermixed_args()
+    for mixture in options.mixtures:
+        try:
+            objectives_of("mlm" if mixture == UNTRAINED else mixture)
+        except ValueError as error:
+            parser.error(f"--mixtures {mixture}: {error}; give key=value before --mixtures")
     trials = [
         Trial(mixture, seed, options.out / mixture / f"seed-{seed}")
         for seed in range(1, options.seeds + 1)
