@@ -216,6 +216,7 @@ def main() -> None:
     add("--mixtures", nargs="+", default=MIXTURES)
     add("--seeds", type=int, default=3)
     add("--jobs", type=int, default=2, help="runs at the same time")
+    add("--tables", action="store_true", help="train nothing: the tables of what is there")
     add("--columns", action="append", default=[], help="as of `cloze probe`")
     options = parser.parse_intermixed_args()
     for mixture in options.mixtures:
@@ -228,7 +229,8 @@ def main() -> None:
         for seed in range(1, options.seeds + 1)
         for mixture in options.mixtures
     ]
-    run_all(trials, options)
+    if not options.tables:
+        run_all(trials, options)
     for title, lines in (
         ("Held-out rows", heldout_table(trials)),
         ("Linear probe on the mean of the last layer, %", probe_table(trials, "mean")),

@@ -3,7 +3,8 @@
     python -m bench.reference_curves RUN... > trainer/reference_curves.py
 
 Those of the ablation (bench/ablation.py) are meant. Every loss is a share of that of guessing, which is counted
-anew on the rows that the run was evaluated on.
+anew on the rows that the run was evaluated on. Runs of several recipes count only for tasks that fewer than two
+others have.
 """
 
 import argparse
@@ -27,7 +28,8 @@ from trainer.thermometer import tokens_of_task
 MARKS = (200_000, 400_000, 700_000, 1_000_000, 1_400_000, 2_000_000, 2_800_000, 4_000_000)
 HEADER = '''"""Losses of our own runs after so many tokens, as shares of the loss of guessing.
 
-Written by `python -m bench.reference_curves`, of {num_runs} runs: {about}.
+Written by `python -m bench.reference_curves` of {num_runs} runs:
+{about}.
 """
 
 # task -> (tokens of rows that ask it, lowest, highest), ascending
@@ -58,6 +60,10 @@ def curves_of(run: Path) -> dict[str, Curve]:
     return curves
 
 
+def has_one_recipe(run: Path) -> bool:
+    return len(load_config(run / "config.yaml", []).data.mixture.recipes) == 1
+
+
 def asked_in_evaluation(config: RunConfig) -> Mapping[str, np.ndarray]:
     """What one rank's evaluation asks of each task."""
     settings = settings_at(config, 0)
@@ -80,10 +86,10 @@ def share_at(curve: Curve, num_tokens: float) -> float | None:
 
 
 def marks_of(curves: list[Curve], marks: Sequence[int]) -> Iterator[tuple[int, float, float]]:
-    """(tokens, lowest, highest) where all of a task's runs have been measured."""
+    """(tokens, lowest, highest) where at least two of a task's runs were measured, or its only one."""
     for mark in marks:
         shares = [share for curve in curves if (share := share_at(curve, mark)) is not None]
-        if len(shares) == len(curves):
+        if len(shares) >= min(2, len(curves)):
             yield mark, min(shares), max(shares)
 
 
@@ -95,17 +101,19 @@ def main() -> None:
     parser.add_argument("--about", default="see bench/records", help="what the runs were")
     parser.add_argument("--marks", nargs="+", type=int, default=MARKS, help="tokens")
     options = parser.parse_intermixed_args()
-    found: dict[str, list[Curve]] = {}
+    found: dict[str, dict[Path, Curve]] = {}
     for run in options.runs:
         for task, curve in curves_of(run).items():
-            found.setdefault(task, []).append(curve)
+            found.setdefault(task, {})[run] = curve
     print(HEADER.format(num_runs=len(options.runs), about=options.about))
     for task, curves in found.items():
-        marks = [
-            f"({mark}, {low:.3f}, {high:.3f})"
-            for mark, low, high in marks_of(curves, options.marks)
-        ]
-        print(f'    "{task}": ({", ".join(marks)},),')
+        alone = [curve for run, curve in curves.items() if has_one_recipe(run)]
+        marks = list(marks_of(alone if len(alone) > 1 else list(curves.values()), options.marks))
+        if marks:
+            print(f'    "{task}": (')
+            for mark, low, high in marks:
+                print(f"        ({mark}, {low:.3f}, {high:.3f}),")
+            print("    ),")
     print("}")
 
 

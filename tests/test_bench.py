@@ -110,6 +110,7 @@ def test_an_ablation_goes_on_where_it_was_and_its_curves_become_references(
     )
     assert len(probes) == 6 and all(0 <= float(score) <= 100 for _, score in probes)
 
+    assert module(*arguments, "--tables").stdout == outputs[0]
     refused = module(*arguments[:5], "--mixtures", "mlm", "steps=3")
     assert refused.returncode == 2 and "give key=value before --mixtures" in refused.stderr
 
