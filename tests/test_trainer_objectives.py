@@ -119,7 +119,7 @@ def test_each_task_of_the_multitask_preset_has_the_loss_that_it_has_alone(
     model = build(run.model, vocab_size, seed=run.seed)
     singles = {task: with_tasks(model, task, vocab_size=vocab_size) for task in run.model.tasks}
     num_compared = dict.fromkeys(singles, 0)
-    for item in itertools.islice(stream, 4):
+    for item in itertools.islice(stream, 8):
         inputs = item.batch.model_inputs(torch.device("cpu"))
         for task, expected in model(**inputs).items():
             alone = singles[task](**{**inputs, "targets": {task: inputs["targets"][task]}})[task]
