@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 from data.chance import Chance
 from data.objectives import read_mixture
+from launcher.status import read_status
 from trainer.thermometer import readings_of
 
 UNTRAINED = "untrained"
@@ -66,10 +67,10 @@ def objectives_of(mixture: str) -> dict[str, int]:
 
 
 def run_trial(trial: Trial, options: argparse.Namespace) -> None:
-    """Train, probe and evaluate what of it is not there. RuntimeError with the end of the log."""
+    """Train, probe and evaluate what of it is not there. RuntimeError names the log of what failed."""
     trial.folder.parent.mkdir(parents=True, exist_ok=True)
     cloze = [sys.executable, "-m", "launcher.cli"]
-    if not list(trial.folder.glob("checkpoints/*/hf")):
+    if not is_trained(trial):
         train = [sys.executable, "-m", "launcher.train", str(options.preset)]
         call(
             [
@@ -87,6 +88,12 @@ def run_trial(trial: Trial, options: argparse.Namespace) -> None:
         trial.evaluation.write_text(found, encoding="utf-8")
 
 
+def is_trained(trial: Trial) -> bool:
+    """To the end: a run that was killed has checkpoints, too."""
+    has_begun = (trial.folder / "config.yaml").is_file()
+    return has_begun and read_status(trial.folder, now=time.time()).state == "finished"
+
+
 def call(command: list[str], trial: Trial) -> str:
     """What it prints. Its complaints go to the trial's log."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -100,19 +107,21 @@ def call(command: list[str], trial: Trial) -> str:
     return done.stdout
 
 
-def run_all(trials: list[Trial], options: argparse.Namespace) -> None:
-    """--jobs of them at the same time; all other trials are made before a failed one is told of."""
-    began = time.monotonic()
+def run_all(trials: list[Trial], options: argparse.Namespace) -> int:
+    """--jobs of them at the same time. How many failed: each is told of, and the others are made."""
+    began, num_failed = time.monotonic(), 0
     with ThreadPoolExecutor(options.jobs) as pool:
         futures = [pool.submit(run_trial, trial, options) for trial in trials]
         for number, (trial, future) in enumerate(zip(trials, futures, strict=True), 1):
             problem = future.exception()
+            num_failed += problem is not None
             passed = time.monotonic() - began
             said = problem or "done"
             print(
                 f"{number}/{len(trials)} {trial.mixture} seed {trial.seed}: {said} ({passed:.0f} s)",
                 file=sys.stderr, flush=True,
             )  # fmt: skip
+    return num_failed
 
 
 def probe_table(trials: list[Trial], features: str) -> Iterator[str]:
@@ -203,7 +212,7 @@ def _heldout_lines(mixture: str, num_tokens: int, reports: list[dict[str, Any]])
         yield f"| {' | '.join(cells)} |"
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -229,8 +238,7 @@ def main() -> None:
         for seed in range(1, options.seeds + 1)
         for mixture in options.mixtures
     ]
-    if not options.tables:
-        run_all(trials, options)
+    num_failed = 0 if options.tables else run_all(trials, options)
     for title, lines in (
         ("Held-out rows", heldout_table(trials)),
         ("Linear probe on the mean of the last layer, %", probe_table(trials, "mean")),
@@ -238,7 +246,8 @@ def main() -> None:
     ):
         print(f"\n{title}\n")
         print("\n".join(lines), flush=True)
+    return 1 if num_failed else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -4,13 +4,12 @@ import math
 import time
 from typing import TYPE_CHECKING, Any
 
-from data.objectives import TASKS
 from launcher.curve import draw
 from launcher.goodput import PARTS, Account
 from launcher.jobs import Job
 from launcher.probe_text import newest_probes_text
 from launcher.tables import bytes_text, text_table
-from trainer.thermometer import readings_of
+from trainer.thermometer import losses_text, readings_of
 
 if TYPE_CHECKING:
     from launcher.status import Status
@@ -111,15 +110,8 @@ def _measures(line: dict[str, Any]) -> list[str]:
 
 
 def _losses(line: dict[str, Any]) -> list[str]:
-    shown = [f"loss {line['loss']:.4f}"] if "loss" in line else []
-    for name in TASKS:
-        if f"{name}_loss" in line:
-            right = line.get(f"{name}_accuracy")
-            shown.append(
-                f"{name} {line[f'{name}_loss']:.4f}"
-                + (f" ({right:.1%} right)" if right is not None else "")
-            )
-    return shown
+    together = [f"loss {line['loss']:.4f}"] if "loss" in line else []
+    return together + losses_text(line)
 
 
 def _goodput(account: Account) -> str:

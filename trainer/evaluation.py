@@ -69,10 +69,14 @@ def evaluate(
         dist.all_reduce(asked)
 
     def measured(rows: slice, source: str | None) -> Measured:
-        totals = Totals(tasks, losses[rows].sum(0))
-        counts = asked[rows].sum(0).cpu().numpy()
-        by_task = dict(zip(tasks, np.split(counts, np.cumsum(widths)[:-1]), strict=True))
-        return measure(totals, by_task, dataset.manifest, stretch.settings.loss_weights, source)
+        """Of these sources; source: the only one, or None."""
+        values = Totals(tasks, losses[rows].sum(0)).averages(stretch.settings.loss_weights)
+        counts = np.split(asked[rows].sum(0).cpu().numpy(), np.cumsum(widths)[:-1])
+        by_task = dict(zip(tasks, counts, strict=True))
+        values |= {
+            f"num_{task}_labels": n for task in tasks if (n := num_asked(task, by_task[task]))
+        }
+        return Measured(values, guessing_of(values, by_task, dataset.manifest, source))
 
     return HeldOut(
         measured(slice(None), None),
@@ -82,21 +86,6 @@ def evaluate(
             if asked[index].any()
         },
     )
-
-
-def measure(
-    totals: Totals,
-    asked: Mapping[str, np.ndarray],
-    manifest: Mapping[str, Any],
-    loss_weights: Mapping[str, float],
-    source: str | None,
-) -> Measured:
-    """asked: of every task of the totals (`data.chance.asked_of`). source: of all these rows, or None."""
-    values = totals.averages(loss_weights)
-    values |= {
-        f"num_{task}_labels": n for task in totals.tasks if (n := num_asked(task, asked[task]))
-    }
-    return Measured(values, guessing_of(values, asked, manifest, source))
 
 
 def guessing_of(

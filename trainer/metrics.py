@@ -17,7 +17,7 @@ from trainer.config import RunConfig
 from trainer.files import write_atomically
 from trainer.state import TrainState
 from trainer.task_losses import Totals, stack
-from trainer.thermometer import readings_of, sentence
+from trainer.thermometer import losses_text, readings_of, sentence
 from trainer.world import World
 
 # TensorBoard tag of each logged value. What a person looks for comes first.
@@ -180,23 +180,14 @@ def progress_line(values: dict[str, Any], num_steps: int) -> str:
 
 def evaluation_text(line: dict[str, Any]) -> str:
     """Losses of each task, what has been learnt so far, and the losses of each source."""
+    losses = "  ".join(losses_text(line))
     said = [
-        f"held out at step {line['step']}: loss {line.get('loss', math.nan):.4f}  {_losses(line)}",
+        f"held out at step {line['step']}: loss {line.get('loss', math.nan):.4f}  {losses}",
         f"  so far: {sentence(readings_of(line))}",
-        *(
-            f"  of {source}: {_losses(values)}"
-            for source, values in line.get("sources", {}).items()
-        ),
     ]
+    for source, values in line.get("sources", {}).items():
+        said.append(f"  of {source}: {'  '.join(losses_text(values))}")
     return "\n".join(said)
-
-
-def _losses(values: dict[str, Any]) -> str:
-    return "  ".join(
-        f"{task} {values[f'{task}_loss']:.4f} ({values[f'{task}_accuracy']:.1%} right)"
-        for task in TASKS
-        if f"{task}_loss" in values
-    )
 
 
 def thermometer_charts(tasks: tuple[str, ...]) -> dict[str, list[Any]]:

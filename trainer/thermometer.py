@@ -98,6 +98,17 @@ def _words(task: str, level: Level, loss: float, lines: Mapping[str, Chance]) ->
     }[level]
 
 
+def losses_text(line: Line) -> list[str]:
+    """'mlm 5.9753 (16.0% right)' of every task of a line, of training or of an evaluation."""
+    found = []
+    for task in TASKS:
+        if f"{task}_loss" in line:
+            right = line.get(f"{task}_accuracy")
+            share = f" ({right:.1%} right)" if right is not None else ""
+            found.append(f"{task} {line[f'{task}_loss']:.4f}{share}")
+    return found
+
+
 def sentence(readings: Sequence[Reading]) -> str:
     """'mlm uses context (6.350 by guessing); nsp not yet better than guessing (0.602 by guessing)'."""
     return "; ".join(
