@@ -6,8 +6,9 @@ The encoder works on flat slots, T of them; `model.layout` says which slot of th
 what belongs together. One interface, several backends with the same result:
 
     grouped   sequences of like length together, without padding between them (CPUs)
-    varlen    torch.nn.attention.varlen: FlashAttention over the flat slots (GPUs, no dropout)
-    flash     the package flash-attn, the same with dropout (GPUs)
+    short_rows    each row of at most 128 slots in one piece (model.short_rows; GPUs)
+    varlen    FlashAttention over the flat slots, in torch itself (GPUs)
+    flash     the same of the package flash-attn (GPUs)
     flex      torch.nn.attention.flex_attention with a block mask (no dropout)
     sdpa      PyTorch's fused kernels with a mask of rows x rows
     eager     softmax(Q K^T / sqrt(K)) V written out (Vaswani et al. 2017, equation 1): the twin of all
@@ -24,7 +25,32 @@ import torch
 import torch.nn.functional as F
 
 from model.dropout import drop_out
-from model.layout import Flex, Grouped, Segments, Varlen, Window
+from model.layout import Flex, Grouped, Segments, ShortRows, Varlen, Window
+from model.rotary import Rotations, rotate
+
+
+def attend_projected(
+    qkv_T3HK: torch.Tensor,
+    segments: Segments,
+    by: Rotations | None,
+    *,
+    window: Window,
+    dropout: float,
+) -> torch.Tensor:
+    """`attend` with queries, keys and values as one projection gives them. [T, H * K].
+
+    by: what queries and keys are turned by; None: they are not.
+    """
+    if isinstance(segments, ShortRows):
+        from model.short_rows import attend_short_rows
+
+        return attend_short_rows(
+            qkv_T3HK, segments.sequence_ids, segments.visible, by, window=window, dropout=dropout
+        )
+    query_THK, key_THK, value_THK = qkv_T3HK.unbind(1)
+    if by is not None:
+        query_THK, key_THK = rotate(query_THK, by), rotate(key_THK, by)
+    return attend(query_THK, key_THK, value_THK, segments, window=window, dropout=dropout)
 
 
 def attend(
@@ -40,6 +66,9 @@ def attend(
 
     segments: of `model.layout.lay_out`, with `window` among its windows.
     """
+    if isinstance(segments, ShortRows):
+        qkv_T3HK = torch.stack((query_THK, key_THK, value_THK), dim=1)
+        return attend_projected(qkv_T3HK, segments, None, window=window, dropout=dropout)
     if isinstance(segments, Grouped):
         return _attend_grouped(query_THK, key_THK, value_THK, segments, window, dropout)
     if isinstance(segments, Varlen):
@@ -103,11 +132,11 @@ def _attend_varlen(
             dropout_p=dropout, window_size=sides,
         )  # fmt: skip
     else:
-        from torch.nn.attention.varlen import varlen_attn
-
-        attended = varlen_attn(
-            query_THK, key_THK, value_THK, starts, starts, longest, longest, window_size=sides
-        )
+        # What torch.nn.attention.varlen calls, which knows no dropout.
+        attended, *_ = torch.ops.aten._flash_attention_forward(
+            query_THK, key_THK, value_THK, starts, starts, longest, longest, dropout,
+            False, False, window_size_left=sides[0], window_size_right=sides[1],
+        )  # fmt: skip
     return cast(torch.Tensor, attended).flatten(1)
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model.attention import attend
+from model.attention import attend_projected
 from model.config import ModelConfig
 from model.dropout import drop_out
 from model.layout import Segments
@@ -61,8 +61,6 @@ class Layer(nn.Module):
         return self.output_norm(hidden_TD + drop_out(expanded_TD, dropout))
 
     def _attend(self, hidden_TD: torch.Tensor, segments: Segments) -> torch.Tensor:
-        query_THK, key_THK, value_THK = (
-            self.qkv(hidden_TD).unflatten(-1, (3, self.num_heads, -1)).unbind(1)
-        )
+        qkv_T3HK = self.qkv(hidden_TD).unflatten(-1, (3, self.num_heads, -1))
         dropout = self.attention_dropout if self.training else 0.0
-        return attend(query_THK, key_THK, value_THK, segments, window=None, dropout=dropout)
+        return attend_projected(qkv_T3HK, segments, None, window=None, dropout=dropout)

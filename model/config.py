@@ -6,9 +6,9 @@ from typing import Literal, get_args
 from model.tasks import DEFAULT_TASKS, TASKS, task_problems
 
 Architecture = Literal["bert", "modernbert"]
-Backend = Literal["auto", "grouped", "sdpa", "eager", "varlen", "flash", "flex"]
+Backend = Literal["auto", "grouped", "sdpa", "eager", "short_rows", "varlen", "flash", "flex"]
 Checkpointing = Literal["none", "full", "selective"]
-WITHOUT_DROPOUT = ("varlen", "flex")  # backends whose kernels cannot drop probabilities out
+WITHOUT_DROPOUT = ("flex",)  # backends whose kernels cannot drop probabilities out
 # Fields that say how the network is computed, not what it is.
 COMPUTE_FIELDS = ("attention", "activation_checkpointing", "checkpoint_every", "compile")
 # Fields that say which heads there are.
@@ -148,6 +148,11 @@ class ModelConfig:
             for name in ("hidden_size", "num_attention_heads", "intermediate_size")
             if getattr(self, name) % divisor
         ]
+
+    @property
+    def head_size(self) -> int:
+        """Features of an attention head."""
+        return self.hidden_size // self.num_attention_heads
 
     @property
     def is_causal(self) -> bool:

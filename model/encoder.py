@@ -11,7 +11,8 @@ from model.bert import Embeddings, Layer
 from model.checkpointing import run_layer
 from model.config import ModelConfig
 from model.layout import Layout, choose_backend, lay_out
-from model.modernbert import ModernEmbeddings, ModernLayer, Rotations, rotations
+from model.modernbert import ModernEmbeddings, ModernLayer
+from model.rotary import Rotations, rotations
 
 PLACEHOLDER_SLOTS = 8  # of a row that is encoded where no row is to be
 
@@ -40,13 +41,8 @@ def make_layers(config: ModelConfig) -> nn.ModuleList:
 
 def lay_out_inputs(config: ModelConfig, inputs: Inputs, dtype: torch.dtype) -> Layout:
     """How they lie in flat slots. dtype: of the weights."""
-    backend = choose_backend(
-        config.attention,
-        inputs.input_ids.device,
-        config.attention_probs_dropout_prob,
-        dtype,
-        is_causal=config.is_causal,
-    )
+    row_length = inputs.input_ids.shape[1]
+    backend = choose_backend(config, inputs.input_ids.device, dtype, row_length)
     return lay_out(
         inputs.sequence_ids,
         inputs.sequence_starts,
@@ -91,11 +87,10 @@ def run_layers(
 
 
 def _rotations(config: ModelConfig, positions_T: torch.Tensor) -> dict[int | None, Rotations]:
-    head_size = config.hidden_size // config.num_attention_heads
     return {
         window: rotations(
             positions_T,
-            head_size,
+            config.head_size,
             config.global_rope_theta if window is None else config.local_rope_theta,
         )
         for window in config.windows

@@ -12,10 +12,14 @@ from typing import Any, NamedTuple
 
 import torch
 
-from model.config import WITHOUT_DROPOUT, Backend
+from model.config import Backend, ModelConfig
 
 Window = int | None  # tokens to each side that are attended to; None: the whole sequence
 HALF = (torch.bfloat16, torch.float16)
+OF_GPUS: tuple[Backend, ...] = ("short_rows", "varlen", "flash", "flex")
+OF_HALF: tuple[Backend, ...] = ("short_rows", "varlen", "flash")
+PACKAGE_OF: dict[Backend, str] = {"short_rows": "triton", "flash": "flash_attn"}
+LONGEST_SHORT_ROW, LARGEST_SHORT_HEAD = 128, 128  # short_rows: all of a row is on the chip at once
 ROUND_LENGTH = 8  # grouped: lengths are rounded up to multiples of this,
 SHORTEST_OF_GROUP = 0.9  # and a group holds sequences of this share of its longest, or more
 BLOCKS_PAY_OFF = (
@@ -24,46 +28,59 @@ BLOCKS_PAY_OFF = (
 
 
 def choose_backend(
-    backend: Backend,
-    device: torch.device,
-    dropout: float,
-    dtype: torch.dtype,
-    *,
-    is_causal: bool = False,
+    config: ModelConfig, device: torch.device, dtype: torch.dtype, row_length: int
 ) -> Backend:
-    """The backend that "auto" stands for. ValueError where the one asked for cannot run here.
+    """The backend that computes attention of rows of `row_length` slots: which one "auto" stands for here.
 
-    dropout: of attention probabilities; dtype: of the weights; is_causal: some rows come with `visible`.
+    dtype: of the weights. ValueError where the one asked for cannot run here.
     """
-    has_flash = importlib.util.find_spec("flash_attn") is not None
+    backend = config.attention
     if backend == "auto":
-        if device.type == "cpu":
-            return "grouped"
-        if dtype not in HALF or is_causal:
-            return "sdpa"
-        if dropout == 0:
-            return "varlen"
-        return "flash" if has_flash else "sdpa"
-    if backend in ("varlen", "flash", "flex") and device.type != "cuda":
+        return _best_backend(config, device, dtype, row_length)
+    if backend in OF_GPUS and device.type != "cuda":
         raise ValueError(
             f"attention {backend!r} needs a GPU, this is {device.type}: use 'grouped' or 'auto'"
         )
-    if backend == "flash" and not has_flash:
-        raise ValueError("attention 'flash' needs the package flash-attn: pip install flash-attn")
-    if backend in ("varlen", "flash") and dtype not in HALF:
+    if backend in PACKAGE_OF and not _is_installed(PACKAGE_OF[backend]):
+        package = PACKAGE_OF[backend].replace("_", "-")
+        raise ValueError(
+            f"attention {backend!r} needs the package {package}: pip install {package}"
+        )
+    if backend in OF_HALF and dtype not in HALF:
         raise ValueError(
             f"attention {backend!r} needs precision bf16, not {dtype}: use 'sdpa' or 'auto'"
         )
-    if backend in ("varlen", "flash") and is_causal:
+    if backend in ("varlen", "flash") and config.is_causal:
         raise ValueError(
             f"attention {backend!r} shows every slot its whole sequence, but clm, prefix_lm and denoise have "
             "causal rows: use 'sdpa', 'flex' or 'auto'"
         )
-    if backend in WITHOUT_DROPOUT and dropout:
+    if backend == "short_rows" and not _is_short(config, row_length):
         raise ValueError(
-            f"attention {backend!r} cannot drop out, attention_probs_dropout_prob is {dropout}"
+            f"attention 'short_rows' is for rows of up to {LONGEST_SHORT_ROW} slots and heads of up to "
+            f"{LARGEST_SHORT_HEAD} features, not {row_length} and {config.head_size}: use 'auto'"
         )
     return backend
+
+
+def _best_backend(
+    config: ModelConfig, device: torch.device, dtype: torch.dtype, row_length: int
+) -> Backend:
+    if device.type == "cpu":
+        return "grouped"
+    if dtype not in HALF:
+        return "sdpa"
+    if _is_short(config, row_length) and _is_installed("triton"):
+        return "short_rows"
+    return "sdpa" if config.is_causal else "varlen"
+
+
+def _is_short(config: ModelConfig, row_length: int) -> bool:
+    return row_length <= LONGEST_SHORT_ROW and config.head_size <= LARGEST_SHORT_HEAD
+
+
+def _is_installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
 
 
 class Group(NamedTuple):
@@ -101,7 +118,14 @@ class Flex(NamedTuple):
     block_masks: dict[Window, Any]
 
 
-Segments = Grouped | Rows | Varlen | Flex
+class ShortRows(NamedTuple):
+    """sequence_ids: [B, L]; visible: int32 [B, L], no slot's before itself, or None."""
+
+    sequence_ids: torch.Tensor
+    visible: torch.Tensor | None
+
+
+Segments = Grouped | Rows | Varlen | Flex | ShortRows
 
 
 class Layout(NamedTuple):
@@ -137,6 +161,8 @@ def lay_out(
     if backend in ("sdpa", "eager"):
         masks = {w: sequence_mask(sequence_ids_BL, dtype, w, visible_BL) for w in windows}
         return Layout(Rows(shape, masks, backend == "sdpa"), None, None)
+    if backend == "short_rows":
+        return Layout(ShortRows(sequence_ids_BL, visible_BL), None, None)
     if backend == "flex":
         return Layout(Flex(shape, _block_masks(sequence_ids_BL, windows, visible_BL)), None, None)
     if sequence_starts is None:

@@ -5,39 +5,15 @@ Every n-th layer attends to the whole sequence, the others to a window.
 
 # T flat slots, D hidden, H heads, K features of a head, I intermediate
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model.attention import attend
+from model.attention import attend_projected
 from model.config import ModelConfig
 from model.dropout import drop_out
 from model.layout import Segments
-
-
-class Rotations(NamedTuple):
-    """Of each slot's features: fp32 [T, 1, K], the two halves of K alike (Su et al. 2021)."""
-
-    cosine: torch.Tensor
-    sine: torch.Tensor
-
-
-def rotations(position_ids_T: torch.Tensor, head_size: int, theta: float) -> Rotations:
-    """position_ids_T: int64 [T]. Feature pair k of position p turns by p / theta^(2k / K)."""
-    even = torch.arange(0, head_size, 2, device=position_ids_T.device, dtype=torch.int64).float()
-    frequencies = 1.0 / theta ** (even / head_size)
-    angles_TK = (position_ids_T[:, None].float() * frequencies).repeat(1, 2)[:, None, :]
-    return Rotations(angles_TK.cos(), angles_TK.sin())
-
-
-def rotate(values_THK: torch.Tensor, by: Rotations) -> torch.Tensor:
-    """In fp32, and back in the dtype of the values."""
-    values = values_THK.float()
-    first, second = values.chunk(2, dim=-1)
-    turned = values * by.cosine + torch.cat([-second, first], dim=-1) * by.sine
-    return turned.to(values_THK.dtype)
+from model.rotary import Rotations
 
 
 class ModernEmbeddings(nn.Module):
@@ -81,16 +57,11 @@ class ModernLayer(nn.Module):
     def forward(self, hidden_TD: torch.Tensor, segments: Segments, by: Rotations) -> torch.Tensor:
         """[T, D] -> [T, D]. segments: of `model.layout.lay_out`; by: of this layer's theta."""
         dropout = self.dropout if self.training else 0.0
-        query_THK, key_THK, value_THK = (
-            self.qkv(self.attention_norm(hidden_TD))
-            .unflatten(-1, (3, self.num_heads, -1))
-            .unbind(1)
-        )
-        attended_TD = attend(
-            rotate(query_THK, by),
-            rotate(key_THK, by),
-            value_THK,
+        qkv_T3HK = self.qkv(self.attention_norm(hidden_TD)).unflatten(-1, (3, self.num_heads, -1))
+        attended_TD = attend_projected(
+            qkv_T3HK,
             segments,
+            by,
             window=self.window,
             dropout=self.attention_dropout if self.training else 0.0,
         )

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from model.modernbert import rotate, rotations
 from model.pretraining import ForPreTraining
+from model.rotary import rotate, rotations
 
 VOCABULARY = (
     "mlm", "wwm", "span", "ngram", "static_mlm", "clm", "prefix_lm", "denoise", "word_order",

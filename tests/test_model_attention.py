@@ -1,11 +1,13 @@
 """Attention of packed rows: each sequence as if alone, all backends alike, padding harmless."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from model.attention import attend, attend_blocks, attend_eager
-from model.config import Backend
+from model.config import Backend, ModelConfig
 from model.dropout import drop_out
 from model.layout import Window, choose_backend, find_starts, lay_out, sequence_mask
 
@@ -198,29 +200,53 @@ def test_dropout_keeps_the_expectation(backend: Backend) -> None:
     assert output.std().item() > 0.05
 
 
-def test_backend_is_chosen_by_device_and_dropout_and_never_replaced() -> None:
+def test_backend_is_chosen_by_device_and_rows_and_never_replaced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     cpu, gpu, bf16 = torch.device("cpu"), torch.device("cuda", 0), torch.bfloat16
-    assert choose_backend("auto", cpu, 0.1, bf16) == "grouped"
-    assert choose_backend("auto", gpu, 0.0, bf16) == "varlen"
-    assert choose_backend("auto", gpu, 0.0, torch.float32) == "sdpa"
-    assert choose_backend("auto", gpu, 0.1, bf16) in ("flash", "sdpa")
-    assert choose_backend("eager", gpu, 0.1, bf16) == "eager"
-    assert choose_backend("auto", gpu, 0.0, bf16, is_causal=True) == "sdpa"
-    assert choose_backend("auto", cpu, 0.0, bf16, is_causal=True) == "grouped"
-    assert choose_backend("flex", gpu, 0.0, bf16, is_causal=True) == "flex"
-    with pytest.raises(ValueError, match="'varlen' shows every slot its whole sequence"):
-        choose_backend("varlen", gpu, 0.0, bf16, is_causal=True)
+    installed = {"triton": True, "flash_attn": False}
+    monkeypatch.setattr("model.layout._is_installed", installed.__getitem__)
+    plain = ModelConfig()
+    causal = replace(plain, tasks=("mlm", "clm"))
+
+    def chosen(
+        backend: Backend, device: torch.device, dtype: torch.dtype = bf16,
+        row_length: int = 512, config: ModelConfig = plain,
+    ) -> Backend:  # fmt: skip
+        return choose_backend(replace(config, attention=backend), device, dtype, row_length)
+
+    assert chosen("auto", cpu) == chosen("auto", cpu, config=causal) == "grouped"
+    assert chosen("auto", gpu) == "varlen"
+    assert chosen("auto", gpu, row_length=128) == "short_rows"
+    assert chosen("auto", gpu, row_length=128, config=causal) == "short_rows"
+    assert (
+        chosen("auto", gpu, row_length=128, config=replace(plain, num_attention_heads=3))
+        == "varlen"
+    )
+    assert chosen("auto", gpu, config=causal) == chosen("auto", gpu, torch.float32) == "sdpa"
+    assert chosen("eager", gpu) == "eager"
+    no_dropout = replace(causal, attention_probs_dropout_prob=0.0)
+    assert chosen("flex", gpu, config=no_dropout) == "flex"
+    installed["triton"] = False
+    assert chosen("auto", gpu, row_length=128) == "varlen"
+    for asked, words in (
+        (lambda: chosen("varlen", gpu, config=causal), "'varlen' shows every slot its whole sequence"),
+        (lambda: chosen("varlen", cpu), "'varlen' needs a GPU, this is cpu: use 'grouped'"),
+        (lambda: chosen("varlen", gpu, torch.float32), r"needs precision bf16, not torch\.float32"),
+        (lambda: chosen("short_rows", cpu, row_length=8), "'short_rows' needs a GPU"),
+        (lambda: chosen("short_rows", gpu, row_length=8), "needs the package triton"),
+        (lambda: chosen("flash", gpu), "pip install flash-attn"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=words):
+            asked()
+    installed["triton"] = True
+    with pytest.raises(ValueError, match=r"rows of up to 128 slots .* not 129 and 64"):
+        chosen("short_rows", gpu, row_length=129)
     with pytest.raises(ValueError, match="'varlen' cannot compute rows with `visible`"):
         ids, visible = SEQUENCE_IDS, torch.zeros_like(SEQUENCE_IDS)
         lay_out(ids, None, visible, backend="varlen", windows=[None], dtype=bf16)
-    with pytest.raises(ValueError, match="'varlen' needs a GPU, this is cpu: use 'grouped'"):
-        choose_backend("varlen", cpu, 0.0, bf16)
-    with pytest.raises(ValueError, match=r"'varlen' needs precision bf16, not torch\.float32"):
-        choose_backend("varlen", gpu, 0.0, torch.float32)
-    with pytest.raises(ValueError, match="'flex' needs a GPU"):
-        choose_backend("flex", cpu, 0.0, bf16)
-    with pytest.raises(ValueError, match=r"'flex' cannot drop out.* is 0.1"):
-        choose_backend("flex", gpu, 0.1, bf16)
+    with pytest.raises(ValueError, match=r"'flex' cannot drop out"):
+        ModelConfig(attention="flex")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

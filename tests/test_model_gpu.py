@@ -11,6 +11,8 @@ from support import launch, read_metrics, tiny_preset
 from test_model_attention import SEQUENCE_IDS, random_qkv
 from test_model_bert import BATCH, WITHOUT_DROPOUT, packed_batch, total
 
+from data.batch import Reader, build_loader
+from data.lanes import DataConfig, StreamState
 from model.attention import attend
 from model.config import Backend
 from model.layout import Window, find_starts, lay_out
@@ -31,7 +33,7 @@ def on_gpu(value: Any) -> Any:
 
 
 @pytest.mark.parametrize("window", [None, 4])
-@pytest.mark.parametrize("backend", ["varlen", "sdpa", "flex", "grouped"])
+@pytest.mark.parametrize("backend", ["short_rows", "varlen", "sdpa", "flex", "grouped"])
 def test_backends_agree_with_eager_on_a_gpu(backend: Backend, window: Window) -> None:
     """bf16, output and gradients within 2 % of the largest value."""
     outcomes = []
@@ -54,7 +56,7 @@ def test_backends_agree_with_eager_on_a_gpu(backend: Backend, window: Window) ->
 
 
 @pytest.mark.parametrize("window", [None, 4])
-@pytest.mark.parametrize("backend", ["sdpa", "flex", "grouped"])
+@pytest.mark.parametrize("backend", ["short_rows", "sdpa", "flex", "grouped"])
 def test_causal_rows_agree_with_eager_on_a_gpu(backend: Backend, window: Window) -> None:
     """bf16, output and gradients within 2 % of the largest value; a prefix of 4 slots in each row."""
     outcomes = []
@@ -75,18 +77,42 @@ def test_causal_rows_agree_with_eager_on_a_gpu(backend: Backend, window: Window)
         torch.testing.assert_close(value / scale, want / scale, rtol=0, atol=2e-2)
 
 
-def test_losses_are_those_of_the_cpu() -> None:
+@pytest.mark.parametrize("backend", ["short_rows", "varlen"])
+def test_dropped_probabilities_are_drawn_anew_and_keep_the_expectation(backend: Backend) -> None:
+    """The values are all one: every output is the sum of the probabilities that were kept."""
+    query, key, _ = (tensor.cuda().bfloat16() for tensor in random_qkv((64 * 16, 4, 32)))
+    value = torch.ones_like(key).requires_grad_()
+    ids = torch.zeros(64, 16, dtype=torch.int32, device="cuda")
+    layout = lay_out(ids, None, backend=backend, windows=[None], dtype=torch.bfloat16)
+    outputs, gradients = [], []
+    for seed in (3, 3, 4):
+        torch.cuda.manual_seed(seed)
+        output = attend(query, key, value, layout.segments, window=None, dropout=0.25)
+        outputs.append(output)
+        gradients.append(torch.autograd.grad(output.float().sum(), value)[0])
+    assert torch.equal(outputs[0], outputs[1]) and torch.equal(gradients[0], gradients[1])
+    assert not torch.equal(outputs[0], outputs[2])
+    assert outputs[0].float().mean().item() == pytest.approx(1.0, abs=0.02)
+    assert outputs[0].float().std().item() > 0.05
+    # What was kept forward is what passes gradients back: both sums are of the same probabilities.
+    kept, passed = outputs[0].float().view(64, 16, 4, 32), gradients[0].float().view(64, 16, 4, 32)
+    torch.testing.assert_close(kept.sum(1), passed.sum(1), rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("backend", ["short_rows", "varlen"])
+def test_losses_are_those_of_the_cpu(backend: Backend) -> None:
     config = replace(WITHOUT_DROPOUT, hidden_size=64)
     expected = build(config, VOCAB)(**BATCH)
-    model = build(replace(config, attention="varlen"), VOCAB).cuda().bfloat16()
+    model = build(replace(config, attention=backend), VOCAB).cuda().bfloat16()
     losses = model(**on_gpu(BATCH))
     for task, loss in expected.items():
         assert losses[task].loss_sum.item() == pytest.approx(loss.loss_sum.item(), rel=5e-3)
 
 
-def test_compiled_layers_are_compiled_once() -> None:
+@pytest.mark.parametrize("backend", ["short_rows", "varlen"])
+def test_compiled_layers_are_compiled_once(backend: Backend) -> None:
     """Batches with other numbers of sequences, of tokens and of masked slots fit what was compiled."""
-    config = replace(WITHOUT_DROPOUT, hidden_size=64, attention="varlen", compile=True)
+    config = replace(WITHOUT_DROPOUT, hidden_size=64, attention=backend, compile=True)
     model = build(config, VOCAB).cuda().bfloat16()
     for number, lengths in enumerate(([[9, 7, 4], [24]], [[5, 13], [3]], [[20], [6, 6, 6, 6]])):
         batch = on_gpu(packed_batch(lengths, row_length=24))
@@ -115,3 +141,11 @@ def test_a_run_on_a_gpu_resumes(stage: str, tiny_dataset: Path, tmp_path: Path) 
     assert second.returncode == 0 and "resuming from" in second.stdout, second.stderr
     losses = [metric["loss"] for metric in read_metrics(tmp_path / "run")]
     assert losses[6:8] == pytest.approx(losses[-2:], rel=1e-2)
+
+
+def test_batches_come_in_page_locked_memory(tiny_dataset: Path) -> None:
+    config = DataConfig(path=str(tiny_dataset), sequence_length=64, num_lanes=4, num_workers=1)
+    loader = build_loader(config, Reader(0, 1, 4, 4, seed=1), StreamState.start(4, 2))
+    batch = next(loader).batch
+    assert batch.input_ids.is_pinned() and batch.sequence_starts.is_pinned()
+    assert all(tensor.is_pinned() for target in batch.targets.values() for tensor in target)

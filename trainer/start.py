@@ -64,7 +64,7 @@ def prepare(run: RunConfig, world: World, stack: ExitStack) -> Prepared:
             clip_norm=run.optim.clip_norm,
             precision=run.precision,
         )
-        backend_of(run, world)
+        backends_of(run, world)
         model = build_empty(run.model, dataset.vocab_size, dataset.special_ids["[PAD]"])
         prepared = Prepared(dataset, model, initial_weights(run, dataset), deepspeed)
         if world.is_main:
@@ -149,13 +149,15 @@ def initial_weights(run: RunConfig, dataset: Dataset) -> Weights:
     return given
 
 
-def backend_of(run: RunConfig, world: World) -> Backend:
-    """How attention is computed here. ValueError where the one that was asked for cannot be."""
+def backends_of(run: RunConfig, world: World) -> list[Backend]:
+    """How attention is computed, in the order of the phases. ValueError where the one asked for cannot be."""
     dtype = torch.bfloat16 if run.precision == "bf16" else torch.float32
-    dropout = run.model.attention_probs_dropout_prob
-    return choose_backend(
-        run.model.attention, world.device, dropout, dtype, is_causal=run.model.is_causal
-    )
+    steps = [0, *(phase.first_step for phase in run.phases)]
+    lengths = [settings_at(run, step).data.sequence_length for step in steps]
+    backends: list[Backend] = [
+        choose_backend(run.model, world.device, dtype, length) for length in lengths
+    ]
+    return list[Backend](dict.fromkeys(backends))
 
 
 def resume(run: RunConfig, dataset: Dataset, named: NamedState, world: World) -> TrainState:
@@ -190,7 +192,7 @@ def announce(run: RunConfig, dataset: Dataset, state: TrainState, world: World) 
         lines["by frequency after the token before"] = dataset.manifest["bigram_entropy_nats"]
     print(
         f"{num_parameters(run.model, dataset.vocab_size):,} parameters, {run.precision}, "
-        f"{backend_of(run, world)} attention, {world.size} x {world.device.type}, "
+        f"{' and '.join(backends_of(run, world))} attention, {world.size} x {world.device.type}, "
         f"steps {state.step} to {run.steps} of {run.global_batch_size} rows\n"
         "tokens of this text can be guessed with a loss of "
         + ", ".join(f"{nats:.3f} {how}" for how, nats in lines.items())
