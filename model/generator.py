@@ -27,7 +27,10 @@ class Generator(nn.Module):
         self.projection = nn.Linear(wide, narrow, bias=not is_modern)
         self.layers = make_layers(self.config)
         self.final_norm = nn.LayerNorm(narrow, eps=eps, bias=False) if is_modern else nn.Identity()
-        self.mlm_head = MlmHead(vocab_size, wide, eps, bias=not is_modern, input_size=narrow)
+        self.mlm_head = MlmHead(
+            vocab_size, wide, eps,
+            bias=not is_modern, input_size=narrow, compile=config.compile,
+        )  # fmt: skip
 
     def forward(
         self,

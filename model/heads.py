@@ -3,6 +3,8 @@
 # T flat slots, D hidden, V vocabulary, C classes, R rows of logits at a time,
 # M labelled slots of the batch, N labelled slots of any task
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -28,7 +30,8 @@ class MlmHead(nn.Module):
     """Masked language model: dense, GELU, LayerNorm, then the word embeddings and a bias.
 
     hidden_size: of the word embeddings; input_size: of what it reads, where that differs
-    bias: of the dense layer and LayerNorm; the decoder has one always.
+    bias: of the dense layer and LayerNorm; the decoder has one always
+    compile: the loss of the decoder by torch.compile, on GPUs
     """
 
     def __init__(
@@ -39,11 +42,13 @@ class MlmHead(nn.Module):
         *,
         bias: bool = True,
         input_size: int | None = None,
+        compile: bool = False,
     ) -> None:
         super().__init__()
         self.transform = nn.Linear(input_size or hidden_size, hidden_size, bias=bias)
         self.layer_norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps, bias=bias)
         self.decoder = Decoder(hidden_size, vocab_size)
+        self.decoder.is_compiled = compile
 
     def tie(self, word_embeddings: nn.Embedding) -> None:
         """Make the output weights *the* word embeddings.
@@ -72,6 +77,8 @@ class MlmHead(nn.Module):
 class Decoder(nn.Linear):
     """The projection to the vocabulary; given labels, together with its cross-entropy."""
 
+    is_compiled = False
+
     def forward(
         self, input: torch.Tensor, labels_M: torch.Tensor | None = None, *, sample: bool = False
     ) -> Any:
@@ -84,7 +91,7 @@ class Decoder(nn.Linear):
         at_once = LOGITS_AT_ONCE.get(input.device.type, LOGITS_AT_ONCE["cpu"])
         rows_at_once = max(1, at_once // self.out_features)
         loss_sum, num_correct, sampled_M = LinearCrossEntropy.apply(
-            input, self.weight, self.bias, labels_M, rows_at_once, sample
+            input, self.weight, self.bias, labels_M, rows_at_once, sample, self.is_compiled
         )
         return (loss_sum, num_correct, sampled_M) if sample else (loss_sum, num_correct)
 
@@ -105,6 +112,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         labels_M: torch.Tensor,
         rows_at_once: int,
         sample: bool,
+        is_compiled: bool,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         has_grad = any(ctx.needs_input_grad[:3])
         device = hidden_MD.device
@@ -113,24 +121,18 @@ class LinearCrossEntropy(torch.autograd.Function):
         sampled_M = torch.empty_like(labels_M) if sample else labels_M.new_empty(0)
         grad_hidden = torch.empty_like(hidden_MD) if has_grad else None
         grad_weight = grad_bias = None
+        lose = _compiled_loss() if is_compiled and device.type == "cuda" else loss_of_logits
         for first in range(0, len(labels_M), rows_at_once):
             rows = slice(first, first + rows_at_once)
             hidden_RD, labels_R1 = hidden_MD[rows], labels_M[rows, None]
-            scores_RV = F.linear(hidden_RD, weight_VD, bias_V).float()
-            highest_R1, best_R1 = scores_RV.max(dim=-1, keepdim=True)
-            num_correct += (best_R1 == labels_R1).sum()
+            logits_RV = F.linear(hidden_RD, weight_VD, bias_V)
             if sample:
-                sampled_M[rows] = draw(scores_RV)
-            right_R1 = scores_RV.gather(1, labels_R1)
-            scores_RV.sub_(highest_R1).exp_()
-            sum_R1 = scores_RV.sum(dim=-1, keepdim=True)
-            loss_sum += (sum_R1.log() + highest_R1 - right_R1).sum()
+                sampled_M[rows] = draw(logits_RV.float())
+            loss, hits, grad_RV, bias_part = lose(logits_RV, labels_R1, has_grad)
+            loss_sum += loss
+            num_correct += hits
             if grad_hidden is None:
                 continue
-            grad_RV = scores_RV.div_(sum_R1)  # the probabilities, less 1 at the label
-            grad_RV.scatter_add_(1, labels_R1, grad_RV.new_full((), -1.0).expand_as(labels_R1))
-            bias_part = grad_RV.sum(dim=0)
-            grad_RV = grad_RV.to(weight_VD.dtype)
             torch.mm(grad_RV, weight_VD, out=grad_hidden[rows])
             weight_part = grad_RV.t() @ hidden_RD
             if grad_weight is None or grad_bias is None:
@@ -154,7 +156,56 @@ class LinearCrossEntropy(torch.autograd.Function):
         grad_hidden, grad_weight, grad_bias = (
             (saved * scale).to(ctx.dtype) for saved in ctx.saved_tensors
         )
-        return grad_hidden, grad_weight, grad_bias, None, None, None
+        return grad_hidden, grad_weight, grad_bias, None, None, None, None
+
+
+def loss_of_logits(
+    logits_RV: torch.Tensor, labels_R1: torch.Tensor, has_grad: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Summed cross-entropy (fp32, nats), hits (int64), the gradient [R, V] in the logits' dtype, and its sum
+    over rows, fp32 [V]. Without has_grad the last two are empty. The logits may be overwritten.
+    """
+    scores_RV = logits_RV.float()
+    highest_R1, best_R1 = scores_RV.max(dim=-1, keepdim=True)
+    num_correct = (best_R1 == labels_R1).sum()
+    right_R1 = scores_RV.gather(1, labels_R1)
+    scores_RV.sub_(highest_R1).exp_()
+    sum_R1 = scores_RV.sum(dim=-1, keepdim=True)
+    loss_sum = (sum_R1.log() + highest_R1 - right_R1).sum()
+    if not has_grad:
+        return loss_sum, num_correct, scores_RV.new_empty(0), scores_RV.new_empty(0)
+    grad_RV = scores_RV.div_(sum_R1)  # the probabilities, less 1 at the label
+    grad_RV.scatter_add_(1, labels_R1, grad_RV.new_full((), -1.0).expand_as(labels_R1))
+    return loss_sum, num_correct, grad_RV.to(logits_RV.dtype), grad_RV.sum(dim=0)
+
+
+def loss_of_logits_fused(
+    logits_RV: torch.Tensor, labels_R1: torch.Tensor, has_grad: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`loss_of_logits`, written for a compiler that fuses it: the logits are read three times, and no more."""
+    scores_RV = logits_RV.float()
+    highest_R1, best_R1 = scores_RV.max(dim=-1, keepdim=True)
+    log_sum_R1 = (scores_RV - highest_R1).exp().sum(dim=-1, keepdim=True).log() + highest_R1
+    loss_sum = (log_sum_R1 - scores_RV.gather(1, labels_R1)).sum()
+    num_correct = (best_R1 == labels_R1).sum()
+    if not has_grad:
+        return loss_sum, num_correct, scores_RV.new_empty(0), scores_RV.new_empty(0)
+    classes_V = torch.arange(logits_RV.shape[1], device=logits_RV.device)
+    grad_RV = (scores_RV - log_sum_R1).exp() - (classes_V == labels_R1).float()
+    return loss_sum, num_correct, grad_RV.to(logits_RV.dtype), grad_RV.sum(dim=0)
+
+
+@functools.cache
+def _compiled_loss() -> Callable[..., Any]:
+    """Compiled once: micro-batches have different numbers of labels."""
+    compiled = torch.compile(loss_of_logits_fused)
+
+    def of_any_number_of_rows(logits_RV: torch.Tensor, *rest: Any) -> Any:
+        torch._dynamo.maybe_mark_dynamic(logits_RV, 0)
+        torch._dynamo.maybe_mark_dynamic(rest[0], 0)
+        return compiled(logits_RV, *rest)
+
+    return of_any_number_of_rows
 
 
 def draw(scores_RV: torch.Tensor) -> torch.Tensor:

@@ -235,7 +235,10 @@ class ForPreTraining(nn.Module):
 def _make_head(name: str, config: ModelConfig, vocab_size: int) -> nn.Module:
     hidden_size, is_modern = config.hidden_size, config.architecture == "modernbert"
     if name == "mlm_head":
-        return MlmHead(vocab_size, hidden_size, config.layer_norm_eps, bias=not is_modern)
+        return MlmHead(
+            vocab_size, hidden_size, config.layer_norm_eps,
+            bias=not is_modern, compile=config.compile,
+        )  # fmt: skip
     if name == "generator":
         return Generator(config, vocab_size)
     if name == "rtd_head":

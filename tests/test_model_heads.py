@@ -109,3 +109,15 @@ def test_tied_decoder_is_one_parameter_and_stays_so() -> None:
     assert head.decoder.weight is words.weight
     assert "head.decoder.weight" not in dict(model.named_parameters())
     assert head.decoder.weight.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("has_grad", [True, False])
+def test_what_a_compiler_fuses_is_the_same_loss(has_grad: bool) -> None:
+    generator = torch.Generator().manual_seed(3)
+    logits = 3 * torch.randn(7, VOCAB, generator=generator)
+    labels = torch.randint(VOCAB, (7, 1), generator=generator)
+    fused = heads.loss_of_logits_fused(logits.clone(), labels, has_grad)
+    plain = heads.loss_of_logits(logits.clone(), labels, has_grad)
+    assert fused[1] == plain[1]
+    for value, want in zip(fused, plain, strict=True):
+        torch.testing.assert_close(value, want, rtol=1e-6, atol=1e-6)
