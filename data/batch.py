@@ -13,6 +13,7 @@ from functools import partial
 from typing import TypeVar
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from data.collate import Batch, collate
@@ -42,6 +43,10 @@ class StreamItem:
     first_row: int
     cursors: dict[int, Cursor]
     damage: tuple[Damage, ...] = ()  # of the whole stream, as far as its reader knows
+
+    def pin_memory(self) -> "StreamItem":
+        """Called by the DataLoader, in a thread of its own."""
+        return replace(self, batch=self.batch.pin_memory())
 
 
 @dataclass(frozen=True)
@@ -151,7 +156,7 @@ def build_loader(
         num_workers=config.num_workers,
         prefetch_factor=2,
         multiprocessing_context="forkserver",
-        pin_memory=False,
+        pin_memory=torch.cuda.is_available(),
         worker_init_fn=partial(follow_rank, os.getpid()),
     )
     return iter(loader)

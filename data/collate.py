@@ -49,6 +49,19 @@ class Batch(NamedTuple):
         """Of each task."""
         return {task: len(target.labels) for task, target in self.targets.items()}
 
+    def pin_memory(self) -> "Batch":
+        """The same in page-locked memory, from which a GPU copies while it computes."""
+        pinned = {
+            name: value.pin_memory()
+            for name, value in self._asdict().items()
+            if isinstance(value, torch.Tensor)
+        }
+        targets = {
+            task: Target(*(tensor.pin_memory() for tensor in target))
+            for task, target in self.targets.items()
+        }
+        return self._replace(**pinned, targets=targets)
+
     def model_inputs(self, device: torch.device) -> dict[str, Any]:
         """The model's keyword arguments, on `device`."""
 

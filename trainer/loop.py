@@ -80,9 +80,7 @@ def train(
                 state.step + 1, partial(optimizer_step, run, job, state, items, counts, world)
             )
             activity.enter("log")
-            loss = job.metrics.end_step(  # collective
-                counts.flops, grad_norm, stretch.settings.loss_weights
-            )
+            loss = job.metrics.end_step(counts.flops, grad_norm, stretch.settings.loss_weights)
             state = state.advance(
                 counts.num_tokens,
                 counts.rows_digest,
@@ -123,9 +121,11 @@ def optimizer_step(
         job.activity.enter("backward")
         loss = objective(losses, counts.num_labels, loss_weights)
         job.engine.backward(loss * world.size, scale_wrt_gas=False)
-        job.activity.enter("optimizer")
-        step(job.engine)  # DeepSpeed steps on the last micro-batch
         job.metrics.add(losses)
+        job.activity.enter("optimizer")
+        if number + 1 == len(items):
+            job.metrics.gather_step()
+        step(job.engine)  # DeepSpeed steps on the last micro-batch
     return gradient_norm(job.engine)
 
 

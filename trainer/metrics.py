@@ -37,7 +37,7 @@ TAGS = {
 
 
 class Metrics:
-    """Collects over a window of steps; `log` is the one place where training waits for the device."""
+    """Collects over a window of steps; `gather_step` is where training waits for the device."""
 
     def __init__(
         self,
@@ -53,6 +53,7 @@ class Metrics:
         self.run_dir = Path(run.dir)
         self.tasks, self._loss_weights = run.model.tasks, run.loss_weights
         self._step = Totals.zeros(self.tasks, world.device)
+        self._gathered = Totals.zeros(self.tasks)
         self._file = self._writer = None
         self.last_train: dict[str, Any] = {}  # what was logged of training last
         self.begin(start)
@@ -88,19 +89,26 @@ class Metrics:
         """One micro-batch of this rank; stays on the device."""
         self._step.sums.add_(stack(losses))
 
-    def end_step(self, flops: int, grad_norm: float, loss_weights: dict[str, float]) -> float:
-        """The step's loss over all ranks. Collective. flops: over all ranks too.
+    def gather_step(self) -> None:
+        """Sum the step's losses over all ranks, and fetch them. Collective.
 
-        A step without a finite gradient changed nothing, and counts for no average.
+        Best just before the optimizer's update, which waits for the device too: then the device has the update
+        to do while the next step is made ready.
         """
         if self.world.size > 1:
             dist.all_reduce(self._step.sums)
-        totals = Totals(self.tasks, self._step.sums.to("cpu", copy=True))
+        self._gathered = Totals(self.tasks, self._step.sums.to("cpu", copy=True))
         self._step.sums.zero_()
+
+    def end_step(self, flops: int, grad_norm: float, loss_weights: dict[str, float]) -> float:
+        """The loss over all ranks of the step that was gathered last. flops: over all ranks too.
+
+        A step without a finite gradient changed nothing, and counts for no average.
+        """
         if math.isfinite(grad_norm):
-            self._window.sums.add_(totals.sums)
+            self._window.sums.add_(self._gathered.sums)
         self._flops, self._loss_weights = self._flops + flops, loss_weights
-        return totals.averages(loss_weights).get("loss", 0.0)
+        return self._gathered.averages(loss_weights).get("loss", 0.0)
 
     def log(self, state: TrainState, learning_rate: float, grad_norm: float) -> float:
         """Write what happened since the last call. Returns the seconds that a step took."""
