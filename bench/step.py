@@ -2,7 +2,7 @@
 
     python -m bench.step TEXT.jsonl [...] [--length 128] [--rows 32] [--layers 12 --hidden 768]
     python -m bench.step TEXT.jsonl --kind paragraphs --length 512       # lengths as they come
-    python -m bench.step TEXT.jsonl --kind packed --deepspeed ds_configs/zero1.json --dropout 0 --compile
+    python -m bench.step --dataset PREPARED --kind packed --deepspeed ds_configs/zero1.json --compile
 
 Every way gets the same batches, 15 % masked. A step is forward, backward,
 gradient clipping and AdamW on fp32 weights. Steps of all ways take turns in one run, so that a neighbour on
@@ -37,6 +37,7 @@ from bench.step_batches import batches_of_paragraphs, batches_of_rows, fill, lab
 from bench.text import plain_jsonl
 from data.collate import Batch
 from data.prepare import PrepareConfig, prepare
+from data.shards import Dataset
 from model.config import Architecture, ModelConfig
 from model.flops import attended_pairs, flops_per_step, peak_flops
 from model.heads import IGNORED, TaskLoss
@@ -187,7 +188,7 @@ def ways_of(
     vocab_size = options.vocab_size
     for backend in options.backends:
         changed = replace(config, attention=backend)
-        for kind in ("bf16", "fp32"):
+        for kind in options.precisions:
             yield our_way(f"cloze, {kind}, {backend}", changed, vocab_size, device, kind)
     if options.deepspeed:
         name = f"cloze, bf16, {options.deepspeed.stem}"
@@ -268,6 +269,9 @@ def config_of(options: argparse.Namespace) -> ModelConfig:
 
 
 def batches_for(options: argparse.Namespace, folder: Path) -> list[Batch]:
+    size = (options.rows, options.length, options.steps)
+    if options.dataset:
+        return batches_of_rows(options.dataset, *size, packing=options.kind == "packed")
     text = plain_jsonl(options.text, folder / "text.jsonl", 20_000_000)
     prepare(
         PrepareConfig(
@@ -277,17 +281,17 @@ def batches_for(options: argparse.Namespace, folder: Path) -> list[Batch]:
             num_processes=os.cpu_count() or 1,
         )
     )
-    size = (options.rows, options.length, options.steps)
     if options.kind == "paragraphs":
         return batches_of_paragraphs(folder / "dataset", text, *size)
     return batches_of_rows(folder / "dataset", *size, packing=options.kind == "packed")
 
 
-def main() -> None:
+def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("text", nargs="+", help=".txt, .jsonl or .parquet files, also compressed")
+    parser.add_argument("text", nargs="*", help=".txt, .jsonl or .parquet files, also compressed")
+    parser.add_argument("--dataset", type=Path, help="prepared already, instead of text")
     parser.add_argument("--length", type=int, default=128, help="slots of a row")
     parser.add_argument("--rows", type=int, default=32, help="of a batch")
     parser.add_argument(
@@ -304,8 +308,20 @@ def main() -> None:
     parser.add_argument("--vocab-size", type=int, default=30000)
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--backends", nargs="+", default=["auto"], help="of model.attention")
+    parser.add_argument("--precisions", nargs="+", default=["bf16", "fp32"], help="of ours")
     parser.add_argument("--compile", action="store_true", help="our layers, by torch.compile")
     options = parser.parse_args()
+    if bool(options.text) == bool(options.dataset):
+        parser.error("give either text or --dataset")
+    if options.dataset:
+        options.vocab_size = Dataset.open(options.dataset).vocab_size
+        if options.kind == "paragraphs":
+            parser.error("--kind paragraphs needs text")
+    return options
+
+
+def main() -> None:
+    options = parse_options()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config = config_of(options)
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor()
