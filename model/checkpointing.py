@@ -13,16 +13,16 @@ from torch.utils.checkpoint import (
 from model.config import ModelConfig
 
 aten = torch.ops.aten
-# Projections and fused attention: most of the time, a third of the memory. Not bmm: scores are large.
-KEPT = frozenset(
-    {
-        aten.mm.default, aten.addmm.default,
-        aten._scaled_dot_product_flash_attention.default,
-        aten._scaled_dot_product_efficient_attention.default,
-        aten._scaled_dot_product_cudnn_attention.default,
-        aten._scaled_dot_product_flash_attention_for_cpu.default, aten._flash_attention_forward.default,
-    }
-)  # fmt: skip
+# Projections: most of the time, a third of the memory. Not bmm: scores are large.
+PRODUCTS = frozenset({aten.mm.default, aten.addmm.default})
+# Fused attention, and which argument is its dropout
+ATTENTION = {
+    aten._scaled_dot_product_flash_attention.default: 3,
+    aten._scaled_dot_product_flash_attention_for_cpu.default: 3,
+    aten._scaled_dot_product_efficient_attention.default: 5,
+    aten._scaled_dot_product_cudnn_attention.default: 5,
+    aten._flash_attention_forward.default: 7,
+}
 
 
 def run_layer(
@@ -46,6 +46,14 @@ def _keep_products() -> Any:
 
 
 def _policy(context: Any, operation: Any, *arguments: Any, **options: Any) -> CheckpointPolicy:
-    del context, arguments, options
-    is_kept = operation in KEPT or operation.namespace == "cloze"  # model.short_rows
+    """What is kept does not run again, and draws no random numbers then: all after it would be others.
+
+    So attention is kept where it draws none. That of `model.short_rows` (cloze) never does: it is given a seed.
+    """
+    del context
+    is_kept = operation in PRODUCTS or operation.namespace == "cloze"
+    if operation in ATTENTION:
+        place = ATTENTION[operation]
+        dropout = arguments[place] if len(arguments) > place else options.get("dropout_p", 0.0)
+        is_kept = dropout == 0
     return CheckpointPolicy.MUST_SAVE if is_kept else CheckpointPolicy.PREFER_RECOMPUTE

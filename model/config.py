@@ -57,7 +57,7 @@ class ModelConfig:
         "none"  # "full": recompute; "selective": keep products
     )
     checkpoint_every: int = 1  # of the layers, every n-th is checkpointed
-    compile: bool = False  # each layer by torch.compile; needs a C++ compiler, or Triton on GPUs
+    compile: bool = False  # each layer by torch.compile, on GPUs the vocabulary's loss too
 
     def __post_init__(self) -> None:
         problems = self._range_problems()

@@ -19,7 +19,11 @@ HALF = (torch.bfloat16, torch.float16)
 OF_GPUS: tuple[Backend, ...] = ("short_rows", "varlen", "flash", "flex")
 OF_HALF: tuple[Backend, ...] = ("short_rows", "varlen", "flash")
 PACKAGE_OF: dict[Backend, str] = {"short_rows": "triton", "flash": "flash_attn"}
-LONGEST_SHORT_ROW, LARGEST_SHORT_HEAD = 128, 128  # short_rows: all of a row is on the chip at once
+LONGEST_SHORT_ROW, LARGEST_SHORT_HEAD = 128, 64  # short_rows: all of a row is on the chip at once,
+SHARED_BYTES = (
+    116 << 10
+)  # in so much of a block's shared memory: data centres' GPUs have it, others do not
+LARGEST_FLASH_HEAD = 256
 ROUND_LENGTH = 8  # grouped: lengths are rounded up to multiples of this,
 SHORTEST_OF_GROUP = 0.9  # and a group holds sequences of this share of its longest, or more
 BLOCKS_PAY_OFF = (
@@ -55,10 +59,16 @@ def choose_backend(
             f"attention {backend!r} shows every slot its whole sequence, but clm, prefix_lm and denoise have "
             "causal rows: use 'sdpa', 'flex' or 'auto'"
         )
-    if backend == "short_rows" and not _is_short(config, row_length):
+    if backend in ("varlen", "flash") and not _fits_flash(config):
         raise ValueError(
-            f"attention 'short_rows' is for rows of up to {LONGEST_SHORT_ROW} slots and heads of up to "
-            f"{LARGEST_SHORT_HEAD} features, not {row_length} and {config.head_size}: use 'auto'"
+            f"attention {backend!r} needs heads of a multiple of 8 features, at most {LARGEST_FLASH_HEAD}, not "
+            f"{config.head_size}: use 'sdpa' or 'auto'"
+        )
+    if backend == "short_rows" and not _is_short(config, device, row_length):
+        raise ValueError(
+            f"attention 'short_rows' is for rows of up to {LONGEST_SHORT_ROW} slots and heads of an even "
+            f"number of features up to {LARGEST_SHORT_HEAD}, not {row_length} and {config.head_size}; and for "
+            f"GPUs with {SHARED_BYTES >> 10} KB of shared memory a block: use 'auto'"
         )
     return backend
 
@@ -70,13 +80,23 @@ def _best_backend(
         return "grouped"
     if dtype not in HALF:
         return "sdpa"
-    if _is_short(config, row_length) and _is_installed("triton"):
+    if _is_installed("triton") and _is_short(config, device, row_length):
         return "short_rows"
-    return "sdpa" if config.is_causal else "varlen"
+    return "varlen" if _fits_flash(config) and not config.is_causal else "sdpa"
 
 
-def _is_short(config: ModelConfig, row_length: int) -> bool:
-    return row_length <= LONGEST_SHORT_ROW and config.head_size <= LARGEST_SHORT_HEAD
+def _is_short(config: ModelConfig, device: torch.device, row_length: int) -> bool:
+    is_small = row_length <= LONGEST_SHORT_ROW and config.head_size <= LARGEST_SHORT_HEAD
+    return is_small and config.head_size % 2 == 0 and _shared_bytes(device) >= SHARED_BYTES
+
+
+def _fits_flash(config: ModelConfig) -> bool:
+    return config.head_size % 8 == 0 and config.head_size <= LARGEST_FLASH_HEAD
+
+
+def _shared_bytes(device: torch.device) -> int:
+    """Shared memory that a block of this GPU may have."""
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
 
 
 def _is_installed(package: str) -> bool:

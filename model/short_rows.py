@@ -16,9 +16,6 @@ import torch
 import triton
 import triton.language as tl
 
-LONGEST_ROW = 128
-LARGEST_HEAD = 128
-
 
 @triton.jit
 def _load_halves(

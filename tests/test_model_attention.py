@@ -206,6 +206,8 @@ def test_backend_is_chosen_by_device_and_rows_and_never_replaced(
     cpu, gpu, bf16 = torch.device("cpu"), torch.device("cuda", 0), torch.bfloat16
     installed = {"triton": True, "flash_attn": False}
     monkeypatch.setattr("model.layout._is_installed", installed.__getitem__)
+    shared = {"bytes": 227 << 10}
+    monkeypatch.setattr("model.layout._shared_bytes", lambda device: shared["bytes"])
     plain = ModelConfig()
     causal = replace(plain, tasks=("mlm", "clm"))
 
@@ -224,6 +226,12 @@ def test_backend_is_chosen_by_device_and_rows_and_never_replaced(
         == "varlen"
     )
     assert chosen("auto", gpu, config=causal) == chosen("auto", gpu, torch.float32) == "sdpa"
+    assert chosen("auto", gpu, config=replace(plain, hidden_size=720)) == "sdpa"  # heads of 60
+    odd = replace(plain, hidden_size=66, num_attention_heads=2)
+    assert chosen("auto", gpu, row_length=128, config=odd) == "sdpa"
+    shared["bytes"] = 99 << 10
+    assert chosen("auto", gpu, row_length=128) == "varlen"
+    shared["bytes"] = 227 << 10
     assert chosen("eager", gpu) == "eager"
     no_dropout = replace(causal, attention_probs_dropout_prob=0.0)
     assert chosen("flex", gpu, config=no_dropout) == "flex"
@@ -231,6 +239,7 @@ def test_backend_is_chosen_by_device_and_rows_and_never_replaced(
     assert chosen("auto", gpu, row_length=128) == "varlen"
     for asked, words in (
         (lambda: chosen("varlen", gpu, config=causal), "'varlen' shows every slot its whole sequence"),
+        (lambda: chosen("varlen", gpu, config=replace(plain, hidden_size=720)), "multiple of 8 features"),
         (lambda: chosen("varlen", cpu), "'varlen' needs a GPU, this is cpu: use 'grouped'"),
         (lambda: chosen("varlen", gpu, torch.float32), r"needs precision bf16, not torch\.float32"),
         (lambda: chosen("short_rows", cpu, row_length=8), "'short_rows' needs a GPU"),
@@ -240,7 +249,7 @@ def test_backend_is_chosen_by_device_and_rows_and_never_replaced(
         with pytest.raises(ValueError, match=words):
             asked()
     installed["triton"] = True
-    with pytest.raises(ValueError, match=r"rows of up to 128 slots .* not 129 and 64"):
+    with pytest.raises(ValueError, match=r"rows of up to 128 slots .* not 129 and 64;"):
         chosen("short_rows", gpu, row_length=129)
     with pytest.raises(ValueError, match="'varlen' cannot compute rows with `visible`"):
         ids, visible = SEQUENCE_IDS, torch.zeros_like(SEQUENCE_IDS)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from model.checkpointing import ATTENTION, _policy
 from model.config import Backend, ModelConfig
 from model.heads import TaskLoss
 from model.pretraining import ForPreTraining
@@ -326,3 +327,14 @@ def test_values_out_of_range_are_refused_all_at_once() -> None:
     for starts in ([0, 9, 16, 20], [1, 96], [0, 30, 20, 96]):
         with pytest.raises(ValueError, match="sequence_starts must ascend from 0 to 96, the slots"):
             model(**BATCH, sequence_starts=torch.tensor(starts, dtype=torch.int32))
+
+
+@pytest.mark.parametrize("operation", ATTENTION)
+def test_attention_that_draws_random_numbers_is_computed_again(operation: Any) -> None:
+    """Kept, it would not draw them again, and dropout after it would have other zeros than forward."""
+    place = ATTENTION[operation]
+    assert operation._schema.arguments[place].name == "dropout_p"
+    for dropout, policy in ((0.0, "MUST_SAVE"), (0.1, "PREFER_RECOMPUTE")):
+        arguments = [None] * place + [dropout]
+        assert _policy(None, operation, *arguments).name == policy
+    assert _policy(None, operation, dropout_p=0.1).name == "PREFER_RECOMPUTE"
