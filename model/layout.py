@@ -95,8 +95,9 @@ def _fits_flash(config: ModelConfig) -> bool:
 
 
 def _shared_bytes(device: torch.device) -> int:
-    """Shared memory that a block of this GPU may have."""
-    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+    """Shared memory that a block of this GPU may have; 0 where torch does not tell, as of AMD's."""
+    properties = torch.cuda.get_device_properties(device)
+    return getattr(properties, "shared_memory_per_block_optin", 0)
 
 
 def _is_installed(package: str) -> bool:
