@@ -26,19 +26,9 @@ from trainer.phases import settings_at
 from trainer.thermometer import tokens_of_task
 
 MARKS = (
-    200_000,
-    400_000,
-    700_000,
-    1_000_000,
-    1_400_000,
-    2_000_000,
-    2_800_000,
-    4_000_000,
-    6_000_000,
-    9_000_000,
-    13_000_000,
-    18_000_000,
-)
+    200_000, 400_000, 700_000, 1_000_000, 1_400_000, 2_000_000, 2_800_000, 4_000_000,
+    6_000_000, 9_000_000, 13_000_000, 18_000_000,
+)  # fmt: skip
 HEADER = '''"""Losses of our own runs after so many tokens, as shares of the loss of guessing.
 
 Written by `python -m bench.reference_curves` of {num_runs} runs:

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 
 from model.dropout import drop_out
-from model.layout import Flex, Grouped, Segments, ShortRows, Varlen, Window
+from model.layout import Flex, Grouped, Rows, Segments, ShortRows, Varlen, Window
 from model.rotary import Rotations, rotate
 
 
@@ -57,7 +57,7 @@ def attend(
     query_THK: torch.Tensor,
     key_THK: torch.Tensor,
     value_THK: torch.Tensor,
-    segments: Segments,
+    segments: Grouped | Rows | Varlen | Flex,
     *,
     window: Window,
     dropout: float,
@@ -66,9 +66,6 @@ def attend(
 
     segments: of `model.layout.lay_out`, with `window` among its windows.
     """
-    if isinstance(segments, ShortRows):
-        qkv_T3HK = torch.stack((query_THK, key_THK, value_THK), dim=1)
-        return attend_projected(qkv_T3HK, segments, None, window=window, dropout=dropout)
     if isinstance(segments, Grouped):
         return _attend_grouped(query_THK, key_THK, value_THK, segments, window, dropout)
     if isinstance(segments, Varlen):

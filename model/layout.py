@@ -5,6 +5,7 @@ Which backend wants what: `model.attention`.
 
 # B rows, L slots of a row, T flat slots, N sequences of a group, G slots of each of them
 
+import functools
 import importlib.util
 import math
 from collections.abc import Sequence
@@ -100,6 +101,7 @@ def _shared_bytes(device: torch.device) -> int:
     return getattr(properties, "shared_memory_per_block_optin", 0)
 
 
+@functools.cache
 def _is_installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 

@@ -19,11 +19,13 @@ import triton.language as tl
 
 @triton.jit
 def _load_halves(
-    pointer, slots, is_slot, features, is_feature, stride: tl.constexpr, half: tl.constexpr
-):
-    """The two halves of each slot's features, [slots, half] each."""
+    pointer, length, stride: tl.constexpr, half: tl.constexpr,
+    block: tl.constexpr, half_block: tl.constexpr,
+):  # fmt: skip
+    """The two halves of each slot's features, [block, half_block] each; 0 where there are none."""
+    slots, features = tl.arange(0, block), tl.arange(0, half_block)
     places = pointer + slots[:, None] * stride + features[None, :]
-    exists = is_slot[:, None] & is_feature[None, :]
+    exists = (slots < length)[:, None] & (features < half)[None, :]
     return (
         tl.load(places, mask=exists, other=0.0),
         tl.load(places + half, mask=exists, other=0.0),
@@ -32,11 +34,12 @@ def _load_halves(
 
 @triton.jit
 def _store_halves(
-    pointer, slots, is_slot, features, is_feature, first, second,
-    stride: tl.constexpr, half: tl.constexpr,
+    pointer, first, second, length, stride: tl.constexpr, half: tl.constexpr,
+    block: tl.constexpr, half_block: tl.constexpr,
 ):  # fmt: skip
+    slots, features = tl.arange(0, block), tl.arange(0, half_block)
     places = pointer + slots[:, None] * stride + features[None, :]
-    exists = is_slot[:, None] & is_feature[None, :]
+    exists = (slots < length)[:, None] & (features < half)[None, :]
     tl.store(places, first.to(pointer.dtype.element_ty), mask=exists)
     tl.store(places + half, second.to(pointer.dtype.element_ty), mask=exists)
 
@@ -88,6 +91,38 @@ def _kept(seed_pointer, row, head, num_dropped: tl.constexpr, block: tl.constexp
 
 
 @triton.jit
+def _load_row(
+    qkv, sequence_ids, visible, cosine, sine, row, head, length, scale,
+    head_size: tl.constexpr, window: tl.constexpr, is_causal: tl.constexpr,
+    is_rotated: tl.constexpr, hidden: tl.constexpr, block: tl.constexpr, half_block: tl.constexpr,
+):  # fmt: skip
+    """Of one head: halves of queries, keys (both turned) and values, probabilities, what was turned by."""
+    slots = tl.arange(0, block)
+    half: tl.constexpr = head_size // 2
+    stride: tl.constexpr = 3 * hidden
+    first_slot = (row * length).to(tl.int64)
+    own = qkv + first_slot * stride + head * head_size
+    query_1, query_2 = _load_halves(own, length, stride, half, block, half_block)
+    key_1, key_2 = _load_halves(own + hidden, length, stride, half, block, half_block)
+    value_1, value_2 = _load_halves(own + 2 * hidden, length, stride, half, block, half_block)
+    cos, sin = 1.0, 0.0
+    if is_rotated:
+        turns = first_slot * head_size
+        cos, _ = _load_halves(cosine + turns, length, head_size, half, block, half_block)
+        sin, _ = _load_halves(sine + turns, length, head_size, half, block, half_block)
+        query_1, query_2 = _rotate(query_1, query_2, cos, sin)
+        key_1, key_2 = _rotate(key_1, key_2, cos, sin)
+    ids = tl.load(sequence_ids + first_slot + slots, mask=slots < length, other=-2)
+    seen = slots
+    if is_causal:
+        seen = tl.load(visible + first_slot + slots, mask=slots < length, other=0)
+    probabilities = _probabilities(
+        query_1, query_2, key_1, key_2, ids, seen, length, scale, window, is_causal, block
+    )
+    return query_1, query_2, key_1, key_2, value_1, value_2, probabilities, cos, sin
+
+
+@triton.jit
 def _forward_kernel(
     qkv, sequence_ids, visible, cosine, sine, seed, output, length, scale,
     head_size: tl.constexpr, window: tl.constexpr, is_causal: tl.constexpr,
@@ -95,41 +130,17 @@ def _forward_kernel(
     block: tl.constexpr, half_block: tl.constexpr,
 ):  # fmt: skip
     row, head = tl.program_id(0), tl.program_id(1)
-    slots = tl.arange(0, block)
-    is_slot = slots < length
     half: tl.constexpr = head_size // 2
-    features = tl.arange(0, half_block)
-    is_feature = features < half
-    first_slot = (row * length).to(tl.int64)
-    own = qkv + first_slot * (3 * hidden) + head * head_size
-    query_1, query_2 = _load_halves(own, slots, is_slot, features, is_feature, 3 * hidden, half)
-    key_1, key_2 = _load_halves(
-        own + hidden, slots, is_slot, features, is_feature, 3 * hidden, half
-    )
-    value_1, value_2 = _load_halves(
-        own + 2 * hidden, slots, is_slot, features, is_feature, 3 * hidden, half
-    )
-    if is_rotated:
-        turn = (first_slot + slots)[:, None] * head_size + features[None, :]
-        exists = is_slot[:, None] & is_feature[None, :]
-        cos = tl.load(cosine + turn, mask=exists, other=0.0)
-        sin = tl.load(sine + turn, mask=exists, other=0.0)
-        query_1, query_2 = _rotate(query_1, query_2, cos, sin)
-        key_1, key_2 = _rotate(key_1, key_2, cos, sin)
-    ids = tl.load(sequence_ids + first_slot + slots, mask=is_slot, other=-2)
-    seen = slots
-    if is_causal:
-        seen = tl.load(visible + first_slot + slots, mask=is_slot, other=0)
-    weights = _probabilities(
-        query_1, query_2, key_1, key_2, ids, seen, length, scale, window, is_causal, block
-    )
+    _, _, _, _, value_1, value_2, weights, _, _ = _load_row(
+        qkv, sequence_ids, visible, cosine, sine, row, head, length, scale,
+        head_size, window, is_causal, is_rotated, hidden, block, half_block,
+    )  # fmt: skip
     if num_dropped > 0:
         weights = weights * _kept(seed, row, head, num_dropped, block)
     weights = weights.to(qkv.dtype.element_ty)
-    _store_halves(
-        output + first_slot * hidden + head * head_size, slots, is_slot, features, is_feature,
-        tl.dot(weights, value_1), tl.dot(weights, value_2), hidden, half,
-    )  # fmt: skip
+    out = output + (row * length).to(tl.int64) * hidden + head * head_size
+    first, second = tl.dot(weights, value_1), tl.dot(weights, value_2)
+    _store_halves(out, first, second, length, hidden, half, block, half_block)
 
 
 @triton.jit
@@ -140,38 +151,16 @@ def _backward_kernel(
     block: tl.constexpr, half_block: tl.constexpr,
 ):  # fmt: skip
     row, head = tl.program_id(0), tl.program_id(1)
-    slots = tl.arange(0, block)
-    is_slot = slots < length
     half: tl.constexpr = head_size // 2
-    features = tl.arange(0, half_block)
-    is_feature = features < half
+    stride: tl.constexpr = 3 * hidden
     first_slot = (row * length).to(tl.int64)
-    own = qkv + first_slot * (3 * hidden) + head * head_size
-    query_1, query_2 = _load_halves(own, slots, is_slot, features, is_feature, 3 * hidden, half)
-    key_1, key_2 = _load_halves(
-        own + hidden, slots, is_slot, features, is_feature, 3 * hidden, half
-    )
-    value_1, value_2 = _load_halves(
-        own + 2 * hidden, slots, is_slot, features, is_feature, 3 * hidden, half
-    )
     grad_1, grad_2 = _load_halves(
-        gradient + first_slot * hidden + head * head_size,
-        slots, is_slot, features, is_feature, hidden, half,
-    )  # fmt: skip
-    if is_rotated:
-        turn = (first_slot + slots)[:, None] * head_size + features[None, :]
-        exists = is_slot[:, None] & is_feature[None, :]
-        cos = tl.load(cosine + turn, mask=exists, other=0.0)
-        sin = tl.load(sine + turn, mask=exists, other=0.0)
-        query_1, query_2 = _rotate(query_1, query_2, cos, sin)
-        key_1, key_2 = _rotate(key_1, key_2, cos, sin)
-    ids = tl.load(sequence_ids + first_slot + slots, mask=is_slot, other=-2)
-    seen = slots
-    if is_causal:
-        seen = tl.load(visible + first_slot + slots, mask=is_slot, other=0)
-    weights = _probabilities(
-        query_1, query_2, key_1, key_2, ids, seen, length, scale, window, is_causal, block
+        gradient + first_slot * hidden + head * head_size, length, hidden, half, block, half_block
     )
+    query_1, query_2, key_1, key_2, value_1, value_2, weights, cos, sin = _load_row(
+        qkv, sequence_ids, visible, cosine, sine, row, head, length, scale,
+        head_size, window, is_causal, is_rotated, hidden, block, half_block,
+    )  # fmt: skip
     dtype = qkv.dtype.element_ty
     weights_gradient = tl.dot(grad_1, tl.trans(value_1)) + tl.dot(grad_2, tl.trans(value_2))
     used = weights
@@ -180,11 +169,9 @@ def _backward_kernel(
         used = weights * kept
         weights_gradient = weights_gradient * kept
     used = tl.trans(used.to(dtype))
-    out = qkv_gradient + first_slot * (3 * hidden) + head * head_size
-    _store_halves(
-        out + 2 * hidden, slots, is_slot, features, is_feature,
-        tl.dot(used, grad_1), tl.dot(used, grad_2), 3 * hidden, half,
-    )  # fmt: skip
+    out = qkv_gradient + first_slot * stride + head * head_size
+    first, second = tl.dot(used, grad_1), tl.dot(used, grad_2)
+    _store_halves(out + 2 * hidden, first, second, length, stride, half, block, half_block)
     mean = tl.sum(weights * weights_gradient, axis=1)
     scores_gradient = (weights * (weights_gradient - mean[:, None]) * scale).to(dtype)
     query_grad_1, query_grad_2 = tl.dot(scores_gradient, key_1), tl.dot(scores_gradient, key_2)
@@ -193,12 +180,8 @@ def _backward_kernel(
     if is_rotated:  # back
         query_grad_1, query_grad_2 = _rotate(query_grad_1, query_grad_2, cos, -sin)
         key_grad_1, key_grad_2 = _rotate(key_grad_1, key_grad_2, cos, -sin)
-    _store_halves(
-        out, slots, is_slot, features, is_feature, query_grad_1, query_grad_2, 3 * hidden, half
-    )
-    _store_halves(
-        out + hidden, slots, is_slot, features, is_feature, key_grad_1, key_grad_2, 3 * hidden, half
-    )
+    _store_halves(out, query_grad_1, query_grad_2, length, stride, half, block, half_block)
+    _store_halves(out + hidden, key_grad_1, key_grad_2, length, stride, half, block, half_block)
 
 
 def attend_short_rows(

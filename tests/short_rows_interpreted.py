@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -14,25 +15,28 @@ from model.short_rows import attend_short_rows
 assert os.environ["TRITON_INTERPRET"] == "1"
 
 
-@pytest.mark.parametrize(
-    "rows, length, heads, features, window, is_causal, is_rotated",
-    [
-        (2, 24, 2, 32, None, False, False),
-        (2, 24, 2, 32, 4, False, True),
-        (2, 20, 1, 16, None, True, True),
-        (1, 128, 1, 64, None, False, False),
-        (2, 40, 2, 24, 3, True, True),
-    ],
+class Case(NamedTuple):
+    rows: int
+    length: int
+    heads: int
+    features: int
+    window: int | None
+    is_causal: bool
+    is_rotated: bool
+
+
+CASES = (
+    Case(2, 24, 2, 32, None, False, False),
+    Case(2, 24, 2, 32, 4, False, True),
+    Case(2, 20, 1, 16, None, True, True),
+    Case(1, 128, 1, 64, None, False, False),
+    Case(2, 40, 2, 24, 3, True, True),
 )
-def test_agrees_with_attention_written_out(  # noqa: PLR0913
-    rows: int,
-    length: int,
-    heads: int,
-    features: int,
-    window: int | None,
-    is_causal: bool,
-    is_rotated: bool,
-) -> None:
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_agrees_with_attention_written_out(case: Case) -> None:
+    rows, length, heads, features, window, is_causal, is_rotated = case
     generator = torch.Generator().manual_seed(0)
     num_slots = rows * length
     qkv = torch.randn(num_slots, 3, heads, features, generator=generator).requires_grad_()

@@ -13,7 +13,7 @@ from test_model_bert import BATCH, WITHOUT_DROPOUT, packed_batch, total
 
 from data.batch import Reader, build_loader
 from data.lanes import DataConfig, StreamState
-from model.attention import attend
+from model.attention import attend_projected
 from model.config import Backend
 from model.layout import Window, find_starts, lay_out
 from model.weights import build
@@ -46,7 +46,8 @@ def test_backends_agree_with_eager_on_a_gpu(backend: Backend, window: Window) ->
         starts = torch.cat([starts, starts[-1:].expand(5)])  # as the loader fills up
         layout = lay_out(ids, starts, backend=kind, windows=[window], dtype=torch.bfloat16)
         flat = qkv if layout.slot_T is None else [tensor[layout.slot_T] for tensor in qkv]
-        output = attend(flat[0], flat[1], flat[2], layout.segments, window=window, dropout=0.0)
+        projected = torch.stack(flat, dim=1)
+        output = attend_projected(projected, layout.segments, None, window=window, dropout=0.0)
         output = output if layout.place is None else output[layout.place]
         output = output * (ids.flatten() >= 0)[:, None]
         outcomes.append([output, *torch.autograd.grad(output.float().square().sum(), qkv)])
@@ -68,7 +69,8 @@ def test_causal_rows_agree_with_eager_on_a_gpu(backend: Backend, window: Window)
         ]
         layout = lay_out(ids, None, visible, backend=kind, windows=[window], dtype=torch.bfloat16)
         flat = qkv if layout.slot_T is None else [tensor[layout.slot_T] for tensor in qkv]
-        output = attend(flat[0], flat[1], flat[2], layout.segments, window=window, dropout=0.0)
+        projected = torch.stack(flat, dim=1)
+        output = attend_projected(projected, layout.segments, None, window=window, dropout=0.0)
         output = output if layout.place is None else output[layout.place]
         output = output * (ids.flatten() >= 0)[:, None]
         outcomes.append([output, *torch.autograd.grad(output.float().square().sum(), qkv)])
@@ -87,7 +89,8 @@ def test_dropped_probabilities_are_drawn_anew_and_keep_the_expectation(backend: 
     outputs, gradients = [], []
     for seed in (3, 3, 4):
         torch.cuda.manual_seed(seed)
-        output = attend(query, key, value, layout.segments, window=None, dropout=0.25)
+        projected = torch.stack((query, key, value), dim=1)
+        output = attend_projected(projected, layout.segments, None, window=None, dropout=0.25)
         outputs.append(output)
         gradients.append(torch.autograd.grad(output.float().sum(), value)[0])
     assert torch.equal(outputs[0], outputs[1]) and torch.equal(gradients[0], gradients[1])
