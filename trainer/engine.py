@@ -17,6 +17,7 @@ from deepspeed.runtime import compiler
 from model.pretraining import ForPreTraining
 from model.weights import stacked_matrices
 from trainer.exit_status import NotJoined
+from trainer.joining import store_of_this_start
 from trainer.named_state import MASTER, Engine, NamedState
 from trainer.optim import build_optimizer
 from trainer.optim_config import OptimConfig
@@ -41,6 +42,7 @@ def start_world(timeout: timedelta = LEAST_COLLECTIVE_TIMEOUT) -> World:
     _leave_out_shared_memory_op()
     backend = "nccl" if device.type == "cuda" else "gloo"
     try:
+        store = store or store_of_this_start(rank, size, timeout)
         dist.init_process_group(backend, timeout=timeout, store=store, rank=rank, world_size=size)
     except RuntimeError as error:
         place = f"{os.environ['MASTER_ADDR']}, port {os.environ['MASTER_PORT']}"
