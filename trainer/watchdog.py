@@ -156,10 +156,12 @@ def give_up(options: argparse.Namespace, folder: Path | None, noted: dict[str, A
         }  # fmt: skip
         with (options.run_dir / "jobs.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+    if (
+        speaks
+    ):  # at once: the launcher ends this rank, and this process with it, when another has given up
+        print(f"cloze: {said}", file=sys.stderr, flush=True)
     os.kill(options.pid, signal.SIGQUIT)  # prints the stack of every thread
     time.sleep(2 * LOOK_SECONDS)  # in which the other ranks do the same
-    if speaks:
-        print(f"cloze: {said}", file=sys.stderr, flush=True)
     if status_file := os.environ.get(STATUS_FILE):
         Path(f"{status_file}-{options.rank}").write_text(str(HUNG), encoding="ascii")
     os.kill(options.pid, signal.SIGKILL)
@@ -206,7 +208,7 @@ def explain(notes: list[dict[str, Any]], world_size: int) -> str:
             f"  rank {', '.join(map(str, absent))}: no word; its machine is gone, or it is not waiting"
         )
     lines.append(
-        "  The stacks are printed above. The same command goes on from the last checkpoint; "
+        "  The stacks are printed below. The same command goes on from the last checkpoint; "
         "hang_timeout_seconds is how long to wait."
     )
     return "\n".join(lines)
