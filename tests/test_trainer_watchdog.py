@@ -127,7 +127,9 @@ def test_a_rank_that_dies_is_no_success_and_the_run_goes_on(
     assert result.returncode == 0, result.stderr[-3000:]
     assert "starting again" in result.stderr
     assert curve(tmp_path / "run") == unbroken
-    assert [line["resumed_step"] for line in ledger(tmp_path / "run", "start")] == [0, 6]
+    resumed = [line["resumed_step"] for line in ledger(tmp_path / "run", "start")]
+    # what a loader had read ahead is trained on, perhaps up to the next checkpoint
+    assert resumed == [0, 6] or (do == "kill loader" and resumed == [0, 9])
 
 
 def test_a_rank_that_dies_before_all_have_joined(
