@@ -77,8 +77,11 @@ class SentencePieceWords:
 
     @functools.cached_property
     def _exported(self) -> tokenizers.Tokenizer:
-        """Its Hugging Face form, for the few words that sentencepiece may take otherwise."""
-        exported = build_tokenizer(self._proto)
+        """Its Hugging Face form, for the few words that sentencepiece may take otherwise.
+
+        Read from JSON, as the exported one is: a score read so can differ in its last bit, which decides a tie.
+        """
+        exported = tokenizers.Tokenizer.from_str(build_tokenizer(self._proto).to_str())
         exported.encode_special_tokens = True
         return exported
 

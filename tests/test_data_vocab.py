@@ -17,6 +17,7 @@ from transformers import AutoTokenizer
 from data.encode_sentencepiece import SentencePieceWords
 from data.hashing import hash_positions
 from data.sentences import sentence_ends
+from data.tokenizer_hf import export_tokenizer, read_model
 from data.tokenizer_train import train_model, train_tokenizer
 from data.vocab import Tokenizer
 
@@ -299,6 +300,24 @@ def test_orders_of_the_same_pieces_are_the_exported_ones(folder):
             encode(tokenizer, text).ids.tolist()
             == exported.encode(text, add_special_tokens=False).ids
         )
+
+
+def test_scores_decide_as_they_are_read_from_the_exported_file(tmp_path):
+    """JSON's reader may change the last bit of a score, and that decides which order of pieces wins."""
+    model = train_model(training_texts(), vocab_size=380, kind="unigram", num_threads=1)
+    proto = read_model(model)
+    scores = {"~": -7.557585716247559, "~~": -9.709409713745117, "@": -8.938536643981934}
+    scores |= {"@@": -9.534934043884277}
+    for piece, (text, score) in zip(proto.pieces[-4:], scores.items(), strict=True):
+        piece.piece, piece.score = text, score
+    (tmp_path / "sentencepiece.model").write_bytes(proto.SerializeToString())
+    export_tokenizer(proto.SerializeToString(), tmp_path)
+    tokenizer = Tokenizer.load(tmp_path)
+    exported = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    for count in range(1, 30):
+        for text in (f"({'~' * count}", f"a{'@' * count}"):
+            expected = exported.encode(text, add_special_tokens=False).ids
+            assert encode(tokenizer, text).ids.tolist() == expected, text
 
 
 @pytest.mark.parametrize("kind", ["unigram", "bpe"])
