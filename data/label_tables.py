@@ -20,6 +20,7 @@ PAIRS = (
 )  # fmt: skip
 TEXTS = ("sentence", "text", "text_a", "title", "review", "content", "query", "question")
 WITHIN_TEXT = ("spans", "entities", "slots", "tags", "ner_tags", "answers", "paragraphs", "data")
+NAMES = {*LABELS, *TEXTS, *(name for pair in PAIRS for name in pair)}
 MAX_BYTES = 1 << 30  # of a file, unpacked
 
 
@@ -73,6 +74,12 @@ def _table_of_fields(path: Path, text: str, columns: Sequence[str] | None) -> Ta
         chosen, at = tuple(columns), [int(name) - 1 for name in columns]
         if wrong := [name for name in columns if not 1 <= int(name) <= len(header)]:
             raise ValueError(f"{path} has {len(header)} columns, and no {', '.join(wrong)}")
+        if all(header[n].strip().lower() in NAMES for n in at):
+            raise ValueError(
+                f"{path} has a header, so its columns have names: --columns "
+                f"{path.resolve().parent.name}={','.join(header[n] for n in at)}, not numbers, which are for "
+                "files without one"
+            )
     else:
         chosen = _choose(path, header, columns)
         at, fields = [header.index(name) for name in chosen], fields[1:]

@@ -83,6 +83,7 @@ def test_all_problems_are_told_together(tmp_path: Path) -> None:
         "empty": ("", "train.tsv is empty"),
         "fields": ("sentence\tlabel\nx\t1\ty\n", "train.tsv:2 has 3 fields, the first line 2"),
         "hidden": (TSV, "none of its labels (-1) is in train.tsv"),
+        "numbered": (TSV, "numbered=label,sentence, not numbers"),
         "lonely": (TSV, "has no dev or test file beside train.tsv"),
         "rowless": ("sentence\tlabel\n", "has a header and no rows"),
         "same": ("sentence\tlabel\nx\t1\ny\t1\n", "every row has the same label, 1"),
@@ -98,7 +99,7 @@ def test_all_problems_are_told_together(tmp_path: Path) -> None:
     (tmp_path / "bytes" / "train.tsv").write_bytes(b"\xff\xfe")
     (tmp_path / "cut" / "train.tsv").unlink()
     (tmp_path / "cut" / "train.tsv.gz").write_bytes(gzip.compress(TSV.encode())[:-9])
-    columns = {"wrong": ["class", "sentence"], "nothing": ["a", "b"]}
+    columns = {"wrong": ["class", "sentence"], "nothing": ["a", "b"], "numbered": ["2", "1"]}
     with pytest.raises(ValueError) as error:
         read_tasks(tmp_path, columns, 100)
     message = str(error.value)
