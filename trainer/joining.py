@@ -16,7 +16,7 @@ from datetime import timedelta
 from torch.distributed import PrefixStore, Store  # pyright: ignore[reportPrivateImportUsage]
 from torch.distributed.rendezvous import rendezvous
 
-LOOK_SECONDS = 0.02
+LOOK_SECONDS = 0.002  # times the number of processes, which all look at the same store
 
 
 def store_of_this_start(rank: int, size: int, timeout: timedelta) -> Store | None:
@@ -33,7 +33,7 @@ def store_of_this_start(rank: int, size: int, timeout: timedelta) -> Store | Non
 
 def agree_on_name(store: Store, rank: int, size: int, timeout: timedelta) -> str:
     """The same on all ranks, and never that of an earlier start with this store. Collective."""
-    mark, answered = uuid.uuid4().hex, ""
+    mark, answered = uuid.uuid4().hex[:16], ""
     store.set(str(rank), mark)
     deadline = time.monotonic() + timeout.total_seconds()
     while time.monotonic() < deadline:
@@ -45,7 +45,7 @@ def agree_on_name(store: Store, rank: int, size: int, timeout: timedelta) -> str
             store.set(str(rank), f"{mark} {answered}")
         if answered and store.check(["agreed"]) and store.get("agreed").decode() == answered:
             return answered
-        time.sleep(LOOK_SECONDS)
+        time.sleep(LOOK_SECONDS * size)
     raise RuntimeError(f"they did not agree within {timeout.total_seconds():.0f} s")
 
 
