@@ -20,10 +20,8 @@ HALF = (torch.bfloat16, torch.float16)
 OF_GPUS: tuple[Backend, ...] = ("short_rows", "varlen", "flash", "flex")
 OF_HALF: tuple[Backend, ...] = ("short_rows", "varlen", "flash")
 PACKAGE_OF: dict[Backend, str] = {"short_rows": "triton", "flash": "flash_attn"}
-LONGEST_SHORT_ROW, LARGEST_SHORT_HEAD = 128, 64  # short_rows: all of a row is on the chip at once,
-SHARED_BYTES = (
-    116 << 10
-)  # in so much of a block's shared memory: data centres' GPUs have it, others do not
+# short_rows: all of a row is on the chip at once, in so much of a block's shared memory
+LONGEST_SHORT_ROW, LARGEST_SHORT_HEAD, SHARED_BYTES = 128, 64, 116 << 10
 LARGEST_FLASH_HEAD = 256
 ROUND_LENGTH = 8  # grouped: lengths are rounded up to multiples of this,
 SHORTEST_OF_GROUP = 0.9  # and a group holds sequences of this share of its longest, or more

@@ -1,7 +1,5 @@
 """Processes that torchrun starts again meet each other, and none that have ended."""
 
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -9,7 +7,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 import pytest
-from support import ROOT, environment
+from support import launch
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from trainer.joining import agree_on_name
@@ -56,19 +54,7 @@ def test_one_that_gave_up_before_the_others_came_is_not_waited_for(server: TCPSt
 
 
 def test_torchrun_starts_again_in_a_part_of_its_store_that_is_new() -> None:
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=1",
-        "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "tests/joining_worker.py",
-    ]  # fmt: skip
-    result = subprocess.run(
-        command,
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
+    result = launch(processes=2, script=["--max-restarts=1", "tests/joining_worker.py"])
     assert result.returncode == 0, result.stderr[-3000:]
     addresses = [key for key in result.stdout.split() if "//cpu//" in key]
     assert sorted(Counter(key.split("/")[0] for key in addresses).values()) == [2, 2], addresses

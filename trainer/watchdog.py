@@ -156,9 +156,8 @@ def give_up(options: argparse.Namespace, folder: Path | None, noted: dict[str, A
         }  # fmt: skip
         with (options.run_dir / "jobs.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-    if (
-        speaks
-    ):  # at once: the launcher ends this rank, and this process with it, when another has given up
+    # At once: when another rank's watchdog is quicker, the launcher ends this rank, and this process with it.
+    if speaks:
         print(f"cloze: {said}", file=sys.stderr, flush=True)
     os.kill(options.pid, signal.SIGQUIT)  # prints the stack of every thread
     time.sleep(2 * LOOK_SECONDS)  # in which the other ranks do the same
