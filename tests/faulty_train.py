@@ -70,7 +70,15 @@ def act(fault: dict[str, Any]) -> None:
         Path(fault["cgroup"], "cgroup.procs").write_text(str(os.getpid()))
         _ = [bytearray(os.urandom(1 << 20)) for _ in range(1 << 12)]
     elif fault["do"] == "gil":
-        ctypes.PyDLL(None).sleep(3600)
+        lock_twice()
+
+
+def lock_twice() -> None:
+    """Wait for ever in C with the interpreter's lock held; unlike a sleep, no signal ends this."""
+    libc = ctypes.PyDLL(None)
+    mutex = ctypes.create_string_buffer(256)  # zeros: PTHREAD_MUTEX_INITIALIZER
+    libc.pthread_mutex_lock(mutex)
+    libc.pthread_mutex_lock(mutex)
 
 
 enter = Activity.enter
