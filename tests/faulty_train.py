@@ -2,15 +2,15 @@
 
 FAULT_PLAN is a JSON list of {"rank", "step", "at", "do", ...}: when that rank is about to do `at` (an activity
 of trainer.activity; "join": the other processes) in the step after `step` completed ones, it does `do`, for
-`times` steps; "once" names a file that keeps it from happening again, "after" one that must be there. The
-program itself has no hooks: what is patched here is its own functions.
+`times` steps; "once" names a file that is made then, and keeps it from happening again, "after" one that must
+be there. The program itself has no hooks: what is patched here is its own functions.
 
-do: kill, kill loader (the rank's loader processes), stop (SIGSTOP), exit0, segv, raise, sleep (seconds), term,
-usr1, nan (the loss), spike (the loss times 1e4), gil (the interpreter stuck), oom (takes all memory of the
-control group `cgroup`). Other variables: FULL_DISK and FULL_DISK_STEP, BROKEN_DISK_STEP, FLIP_STEP, NAN_STEP,
-CLOCK_SKEW (seconds that time.time is wrong by), JOIN_SECONDS (of waiting for the other processes).
-SHUFFLED_LABELS: every task's labels are dealt out anew within each micro-batch. UNPROTECTED names a protection
-to switch off.
+do: kill, kill loader (the rank's loader processes), stop (SIGSTOP), exit0, segv, raise, sleep (seconds), hold
+(until something matches the glob `until`, or the process has been asked to stop), term, usr1, nan (the loss),
+spike (the loss times 1e4), gil (the interpreter stuck), oom (takes all memory of the control group `cgroup`).
+Other variables: FULL_DISK and FULL_DISK_STEP, BROKEN_DISK_STEP, FLIP_STEP, NAN_STEP, CLOCK_SKEW (seconds that
+time.time is wrong by), JOIN_SECONDS (of waiting for the other processes). SHUFFLED_LABELS: every task's labels
+are dealt out anew within each micro-batch. UNPROTECTED names a protection to switch off.
 """
 
 import ctypes
@@ -20,6 +20,7 @@ import os
 import signal
 import sys
 import time
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ sys.path[:] = [str(ROOT), *(path for path in sys.path if path != str(ROOT / "tes
 
 from launcher.train import leave, main  # noqa: E402
 from trainer.activity import Activity  # noqa: E402
+from trainer.stopping import StopRequest  # noqa: E402
 
 RANK = int(os.environ.get("RANK", "0"))
 PLAN: list[dict[str, Any]] = [
@@ -39,6 +41,9 @@ SIGNALS = {
     "kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM, "usr1": signal.SIGUSR1,
     "int": signal.SIGINT,
 }  # fmt: skip
+
+
+WAYS_TO_END = {"exit0": lambda: os._exit(0), "segv": lambda: ctypes.string_at(0)}
 
 
 def is_due(fault: dict[str, Any], step: int) -> bool:
@@ -55,14 +60,14 @@ def is_due(fault: dict[str, Any], step: int) -> bool:
 def act(fault: dict[str, Any]) -> None:
     if fault["do"] in SIGNALS:
         os.kill(os.getpid(), SIGNALS[fault["do"]])
-    elif fault["do"] == "exit0":
-        os._exit(0)
-    elif fault["do"] == "segv":
-        ctypes.string_at(0)
+    elif fault["do"] in WAYS_TO_END:
+        WAYS_TO_END[fault["do"]]()
     elif fault["do"] == "raise":
         raise RuntimeError("a planned fault")
     elif fault["do"] == "sleep":
         time.sleep(fault["seconds"])
+    elif fault["do"] == "hold":
+        hold(fault.get("until", ""))
     elif fault["do"] == "kill loader":
         for process in multiprocessing.active_children():
             os.kill(process.pid or 0, signal.SIGKILL)
@@ -73,12 +78,26 @@ def act(fault: dict[str, Any]) -> None:
         lock_twice()
 
 
+def hold(until: str) -> None:
+    while not (asked_to_stop or glob(until)):
+        time.sleep(0.01)
+
+
 def lock_twice() -> None:
     """Wait for ever in C with the interpreter's lock held; unlike a sleep, no signal ends this."""
     libc = ctypes.PyDLL(None)
     mutex = ctypes.create_string_buffer(256)  # zeros: PTHREAD_MUTEX_INITIALIZER
     libc.pthread_mutex_lock(mutex)
     libc.pthread_mutex_lock(mutex)
+
+
+asked_to_stop: list[int] = []  # signals
+note = StopRequest._note
+
+
+def watched_note(self: StopRequest, number: int, frame: Any) -> None:
+    asked_to_stop.append(number)
+    note(self, number, frame)
 
 
 enter = Activity.enter
@@ -226,6 +245,7 @@ def unprotect(name: str) -> None:
 
 
 Activity.enter = faulty_enter  # type: ignore[method-assign]
+StopRequest._note = watched_note  # type: ignore[method-assign]
 if any(fault["do"] in ("nan", "spike") for fault in PLAN):
     patch_losses()
 if any(fault["at"] == "join" for fault in PLAN):

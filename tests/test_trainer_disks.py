@@ -124,15 +124,17 @@ def test_a_disk_that_becomes_read_only(tiny_dataset: Path, tmp_path: Path) -> No
     whole.mkdir()
     assert launch(tiny_preset(whole, tiny_dataset, steps=30, save_every=0)).returncode == 0
     preset = tiny_preset(tmp_path, tiny_dataset, steps=30, save_every=2)
-    pace = '[{"rank": 0, "step": 4, "at": "data", "do": "sleep", "seconds": 3}]'
+    mounted_now = tmp_path / "mounted"
+    hold = {"rank": 0, "step": 4, "at": "data", "do": "hold", "until": str(mounted_now)}
     process = subprocess.Popen(
         [*train_command(1, FAULTY), str(preset)],
-        cwd=ROOT, env={**environment(), "FAULT_PLAN": pace}, stderr=subprocess.PIPE, text=True,
+        cwd=ROOT, env={**environment(), "FAULT_PLAN": json.dumps([hold])}, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     wait_for_step(run, 4)
     while list_checkpoints(run)[-1:] != [run / "checkpoints" / "step-00000004"]:
         assert process.poll() is None
     with mounted(run / "checkpoints", "ro"):
+        mounted_now.touch()
         _, stderr = process.communicate(timeout=120)
     assert process.returncode == 74, stderr
     assert stderr.count("Read-only file system") >= 2  # once is not the end

@@ -1,15 +1,16 @@
 """Runs that are killed with SIGKILL, stopped and damaged: what comes after is what would have come."""
 
+import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support import ROOT, environment, launch, read_metrics, tiny_preset
+import yaml
+from support import FAULTY, ROOT, environment, launch, read_metrics, tiny_preset, train_command
 
 EXACT = ("loss", "mlm_loss", "nsp_loss", "grad_norm", "learning_rate", "num_tokens", "rows_digest")
 STEPS = 14
@@ -36,13 +37,17 @@ def is_saving(run: Path) -> bool:
 
 def start_and_kill(preset: Path, run: Path, processes: int, when: Callable[[Path], bool]) -> None:
     """Start the run as its own session and SIGKILL all of it as soon as `when(run)`."""
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}",
-        "-m", "launcher.train", str(preset),
-    ]  # fmt: skip
+    last_step = yaml.safe_load(preset.read_text(encoding="utf-8"))["steps"] - 1
+    hold = [{"rank": 0, "step": last_step, "at": "data", "do": "hold"}]  # it does not end unkilled
+    command = [*train_command(processes, FAULTY), str(preset)]
     with (run.parent / "killed.log").open("a") as log:
         process = subprocess.Popen(
-            command, cwd=ROOT, env=environment(), stdout=log, stderr=log, start_new_session=True
+            command,
+            cwd=ROOT,
+            env={**environment(), "FAULT_PLAN": json.dumps(hold)},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
         )
         deadline = time.monotonic() + 200
         while time.monotonic() < deadline and process.poll() is None:

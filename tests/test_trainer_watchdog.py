@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 from support import FAULTY, ROOT, environment, launch, read_metrics, tiny_preset, train_command
-from test_trainer_stopping import curve, ledger, processes_of, wait_for_step
+from test_trainer_stopping import curve, ledger, processes_of, wait_for_files
 
 from launcher.supervise import descendants
 from trainer.stragglers import slowest
 from trainer.watchdog import allowed_seconds, explain, process_state
 
 STEPS = 14
-SECONDS = 4.0  # hang_timeout_seconds of these tests
+SECONDS = 6.0  # hang_timeout_seconds of these tests
 
 
 @pytest.fixture(scope="module")
@@ -98,18 +98,21 @@ def test_a_job_that_was_suspended_is_no_hang(
     unbroken: list[tuple], tiny_dataset: Path, tmp_path: Path
 ) -> None:
     """As by `scontrol suspend`: all of its processes, for longer than a hang may last, in something long."""
-    preset = tiny_preset(tmp_path, tiny_dataset, steps=STEPS, hang_timeout_seconds=6)
-    plan = [{"rank": "all", "step": 5, "at": "data", "do": "sleep", "seconds": 18}]
+    preset = tiny_preset(tmp_path, tiny_dataset, steps=STEPS, hang_timeout_seconds=SECONDS)
+    at_it, go_on = [tmp_path / "at-0", tmp_path / "at-1"], tmp_path / "go on"
+    hold = {"step": 5, "at": "data", "do": "hold", "until": str(go_on)}
+    plan = [{**hold, "rank": rank, "once": str(at_it[rank])} for rank in range(2)]
     process = subprocess.Popen(
         faulty_command(preset), cwd=ROOT, env={**environment(), "FAULT_PLAN": json.dumps(plan)}
     )
-    wait_for_step(tmp_path / "run", 5)
+    wait_for_files(*at_it)
     family = [process.pid, *descendants(process.pid)]
     for pid in family:
         os.kill(pid, signal.SIGSTOP)
-    time.sleep(14)
+    time.sleep(2 * SECONDS)
     for pid in family:
         os.kill(pid, signal.SIGCONT)
+    go_on.touch()
     assert process.wait(timeout=200) == 0
     assert len(ledger(tmp_path / "run", "start")) == 1
     assert curve(tmp_path / "run") == unbroken
@@ -127,9 +130,9 @@ def test_a_rank_that_dies_is_no_success_and_the_run_goes_on(
     assert result.returncode == 0, result.stderr[-3000:]
     assert "starting again" in result.stderr
     assert curve(tmp_path / "run") == unbroken
-    resumed = [line["resumed_step"] for line in ledger(tmp_path / "run", "start")]
-    # what a loader had read ahead is trained on, perhaps up to the next checkpoint
-    assert resumed == [0, 6] or (do == "kill loader" and resumed == [0, 9])
+    first, second = [line["resumed_step"] for line in ledger(tmp_path / "run", "start")]
+    # usually 6; 3 where its saving was not over; 9 where a loader had read ahead that far
+    assert first == 0 and second in ((3, 6, 9) if do == "kill loader" else (3, 6))
 
 
 def test_a_rank_that_dies_before_all_have_joined(
@@ -208,13 +211,14 @@ def test_what_cannot_be_mended_is_not_tried_again(tiny_dataset: Path, tmp_path: 
 
 
 def test_a_slow_loader_is_no_hang(tiny_dataset: Path, tmp_path: Path) -> None:
-    """Notes that were left while it was slow are taken away."""
-    seconds = 12.0
-    preset = tiny_preset(tmp_path, tiny_dataset, steps=4, hang_timeout_seconds=seconds)
-    fault = {"rank": 1, "step": 2, "at": "data", "do": "sleep", "seconds": seconds * 0.6}
+    """Though it is slow for so long that notes are left."""
+    preset = tiny_preset(tmp_path, tiny_dataset, steps=4, hang_timeout_seconds=16)
+    notes = str(tmp_path / "run" / "stalls" / "*" / "rank-*.json")
+    fault = {"rank": 1, "step": 2, "at": "data", "do": "hold", "until": notes}
     result = launch(preset, processes=2, script=FAULTY, FAULT_PLAN=json.dumps([fault]))
     assert result.returncode == 0, result.stderr
     assert len(read_metrics(tmp_path / "run")) == 4
+    assert "the run hangs" not in result.stderr
 
 
 def test_a_slow_rank_is_named(tiny_dataset: Path, tmp_path: Path) -> None:
@@ -224,7 +228,7 @@ def test_a_slow_rank_is_named(tiny_dataset: Path, tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     named = [event for event in ledger(tmp_path / "run", "event") if event["what"] == "straggler"]
     (event,) = [event for event in named if "rank 1 (" in event["message"]]
-    assert event["step"] == 20  # its second window of ten steps
+    assert event["step"] in (20, 30, 40)  # after its second window of ten steps, where all is quiet
 
 
 def test_who_is_slow() -> None:
