@@ -12,6 +12,7 @@ import numpy as np
 from data.encode_hf import HuggingFaceWords
 from data.encode_sentencepiece import SentencePieceWords, is_han
 from data.files import names_digest, read_small_json
+from data.manifest import TOKENIZER_FILES
 from data.shards import cut_sentence_lengths
 from data.word_cache import WordCache, WordTokens, encode_slowly, flatten
 from data.words import WordStarts, han_segmenter
@@ -19,16 +20,6 @@ from data.words import WordStarts, han_segmenter
 __all__ = ["MODEL_FILE", "Encoded", "Tokenizer", "is_han", "tokenizer_files"]
 
 MODEL_FILE = "sentencepiece.model"
-TOKENIZER_FILES = (  # all that may make up a tokenizer; a model's folder holds much else
-    MODEL_FILE,
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-)
 Kind = Literal["unigram", "bpe", "wordpiece", "hf"]
 
 

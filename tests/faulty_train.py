@@ -41,8 +41,6 @@ SIGNALS = {
     "kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM, "usr1": signal.SIGUSR1,
     "int": signal.SIGINT,
 }  # fmt: skip
-
-
 WAYS_TO_END = {"exit0": lambda: os._exit(0), "segv": lambda: ctypes.string_at(0)}
 
 

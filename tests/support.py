@@ -104,6 +104,7 @@ def free_port() -> int:
 
 TRAIN = ["-m", "launcher.train"]
 FAULTY = [str(ROOT / "tests" / "faulty_train.py")]  # the same, with the faults of FAULT_PLAN
+FAULTY_CLI = [str(ROOT / "tests" / "faulty_cli.py")]  # `cloze train`, likewise
 
 
 def train_command(processes: int, script: list[str] = TRAIN) -> list[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from support import (
     FAULTY,
+    FAULTY_CLI,
     ROOT,
     environment,
     free_port,
@@ -83,12 +84,7 @@ def test_cloze_train_passes_a_signal_on_and_tells_the_status(
     preset = tiny_preset(tmp_path, tiny_dataset, steps=STEPS, data={"num_workers": 2})
     hold = [{"rank": 0, "step": STEPS - 1, "at": "data", "do": "hold"}]  # it does not end unasked
     process = subprocess.Popen(
-        [
-            *train_command(1, [str(ROOT / "tests" / "faulty_cli.py")]),
-            str(preset),
-            "--processes",
-            "2",
-        ],
+        [*train_command(1, FAULTY_CLI), str(preset), "--processes", "2"],
         cwd=ROOT,
         env={**environment(), "FAULT_PLAN": json.dumps(hold)},
         stderr=subprocess.PIPE,

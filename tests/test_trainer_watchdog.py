@@ -10,7 +10,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support import FAULTY, ROOT, environment, launch, read_metrics, tiny_preset, train_command
+from support import (
+    FAULTY,
+    FAULTY_CLI,
+    ROOT,
+    environment,
+    launch,
+    read_metrics,
+    tiny_preset,
+    train_command,
+)
 from test_trainer_stopping import curve, ledger, processes_of, wait_for_files
 
 from launcher.supervise import descendants
@@ -29,8 +38,7 @@ def unbroken(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> li
 
 
 def faulty_command(preset: Path) -> list[str]:
-    cloze = train_command(1, [str(ROOT / "tests" / "faulty_cli.py")])
-    return [*cloze, str(preset), "--processes", "2"]
+    return [*train_command(1, FAULTY_CLI), str(preset), "--processes", "2"]
 
 
 def cloze_train(
@@ -180,12 +188,7 @@ def test_memory_that_runs_out_is_said_and_the_run_goes_on(
 def test_one_process_that_leaves_with_0_is_no_success(tiny_dataset: Path, tmp_path: Path) -> None:
     preset = tiny_preset(tmp_path, tiny_dataset, steps=STEPS)
     fault = {"rank": 0, "step": 8, "at": "backward", "do": "exit0"}
-    command = [
-        *train_command(1, [str(ROOT / "tests" / "faulty_cli.py")]),
-        str(preset),
-        "--restarts",
-        "0",
-    ]
+    command = [*train_command(1, FAULTY_CLI), str(preset), "--restarts", "0"]
     result = subprocess.run(
         command, cwd=ROOT, env={**environment(), "FAULT_PLAN": json.dumps([fault])}, check=False
     )
